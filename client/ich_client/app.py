@@ -1,0 +1,105 @@
+"""The Flower ClientApp: checks what it is asked, does it, and lets a reply or a code out, never an exception."""
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from ich_client import work
+from ich_client.site import Site
+from ich_client.work import RefusedError
+from ich_models.errors import Code, IchError
+from ich_models.protocol import (
+    PACKAGE,
+    PROTOCOL,
+    EvaluateTask,
+    MalformedError,
+    Refusal,
+    Rows,
+    StatisticsTask,
+    Task,
+    ThresholdTask,
+    TrainTask,
+    from_record,
+    to_record,
+)
+from ich_models.strict import Strict
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T", bound=Task)
+
+SiteOf = Callable[[Context, int], Site]
+"""From Flower's context and the study's seed to the hospital at work; raises an IchError if it cannot be had."""
+
+
+def build_app(site_of: SiteOf) -> ClientApp:
+    """A ClientApp that answers for the sites that `site_of` gives."""
+    app = ClientApp()
+
+    @app.query()
+    def statistics(message: Message, context: Context) -> Message:
+        return _answer(message, context, site_of, StatisticsTask, lambda site, task, _: (work.statistics(site, task), {}))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _answer(message, context, site_of, TrainTask, work.train)
+
+    @app.evaluate("threshold")
+    def thresholds(message: Message, context: Context) -> Message:
+        return _answer(message, context, site_of, ThresholdTask, work.thresholds)
+
+    @app.evaluate("test")
+    def evaluate(message: Message, context: Context) -> Message:
+        return _answer(message, context, site_of, EvaluateTask, work.evaluate)
+
+    return app
+
+
+def _answer(
+    message: Message,
+    context: Context,
+    site_of: SiteOf,
+    kind: type[T],
+    handler: Callable[[Site, T, Rows], tuple[Strict, Rows]],
+) -> Message:
+    return Message(_reply(message.content, context, site_of, kind, handler), reply_to=message)
+
+
+def _reply(
+    record: RecordDict,
+    context: Context,
+    site_of: SiteOf,
+    kind: type[T],
+    handler: Callable[[Site, T, Rows], tuple[Strict, Rows]],
+) -> RecordDict:
+    """The handler's reply, or a code; whatever went wrong is told in the local log alone."""
+    try:
+        task, rows = from_record(record, kind)
+        if (task.protocol, task.package) != (PROTOCOL, PACKAGE):
+            raise RefusedError(
+                Code.PROTOCOL,
+                f"the server speaks protocol {task.protocol} of version {task.package}, "
+                f"this hospital {PROTOCOL} of {PACKAGE}: install the same version on both sides",
+            )
+        site = site_of(context, task.seed)
+        if task.federation != site.plan.hash:
+            raise RefusedError(Code.FEDERATION, "the server's federation file is not the one that this hospital holds")
+        return to_record(*handler(site, task, rows))
+    except RefusedError as refusal:
+        log.error("refused (code %s): %s", refusal.code, refusal)
+        return to_record(Refusal(code=refusal.code))
+    except MalformedError as error:
+        log.error("refused (code %s): %s", Code.MALFORMED, error)
+        return to_record(Refusal(code=Code.MALFORMED))
+    except IchError as error:
+        log.error("refused (code %s): %s", Code.DATA, error)
+        return to_record(Refusal(code=Code.DATA))
+    except (MemoryError, OSError) as error:
+        log.exception("refused (code %s): %s", Code.RESOURCES, error)
+        return to_record(Refusal(code=Code.RESOURCES))
+    except Exception:
+        log.exception("refused (code %s)", Code.INTERNAL)
+        return to_record(Refusal(code=Code.INTERNAL))

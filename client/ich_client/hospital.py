@@ -1,0 +1,227 @@
+"""`hospital.yaml`: where a hospital's table is, how its columns, units and codes map to the study's, and its limits."""
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, StringConstraints, Tag, field_validator
+from pydantic import model_validator
+
+from ich_client.cells import as_text, meaning
+from ich_models.errors import ConfigurationError, Problem
+from ich_models.strict import Strict
+from ich_models.yaml_config import Document, load
+
+Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+
+
+def _text(value: object) -> object:
+    """YAML's 99, 1.0 and empty value are texts here, as they stand in the table."""
+    return value if isinstance(value, list | dict) else as_text(value)
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+"""A value as it stands in the table."""
+
+Texts = Annotated[list[Text], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
+"""One value or a list of values."""
+
+
+class Column(Strict):
+    """A variable that stands in one column of the table."""
+
+    source: Annotated[Name | None, Field(alias="from")] = None
+    """The column's name; the variable's own name if it is left out."""
+    unit: str | None = None
+    """The hospital's unit of a number; the study's unit if it is left out."""
+    missing: Texts = []
+    """Values of this column that mean missing; an empty cell always does, unless `codes` names it."""
+    codes: dict[Text, Text] = {}
+    """The hospital's code -> the study's level (or number)."""
+    ignore_case: bool = False
+    """Whether 'y' is the same code as 'Y'."""
+    out_of_range: Literal["refuse", "missing"] = "refuse"
+    """What becomes of a number outside the study's range."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        seen: dict[object, str] = {}
+        for code in (*self.codes, *self.missing):
+            same = meaning(code, self.ignore_case)
+            if same in seen:
+                raise ValueError(f"'{seen[same]}' and '{code}' are the same code, named twice | keep one of them")
+            seen[same] = code
+        return self
+
+    def sources(self, variable: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """The columns of the table that are read, each with the key that names it."""
+        yield ("from",), self.source or variable
+
+
+class Interval(Strict):
+    """A variable that is the time between two dates; the dates themselves stay in the table."""
+
+    date: Name
+    """Column of the later date."""
+    since: Name
+    """Column of the earlier date, or one ISO date for all patients."""
+    format: str | None = None
+    """How both columns write dates ('%d.%m.%Y'); ISO 8601 if it is left out."""
+    months: dict[Name, Annotated[int, Field(ge=1, le=12)]] = {}
+    """The names that %b or %B stands for, where they are not English."""
+    missing: Texts = []
+    """Values of either column that mean missing; an empty cell always does."""
+    out_of_range: Literal["refuse", "missing"] = "refuse"
+    """What becomes of an interval outside the study's range."""
+
+    @model_validator(mode="after")
+    def _months_have_a_place(self) -> Self:
+        if self.months and "%b" not in (self.format or "").lower():
+            raise ValueError("months are named, and the format has no place for a name | use format with %b: '%d-%b-%y'")
+        return self
+
+    @property
+    def fixed(self) -> bool:
+        """Whether `since` is a date and not a column."""
+        parts = self.since.split("-")
+        return [len(part) for part in parts] == [4, 2, 2] and all(part.isdecimal() for part in parts)
+
+    def sources(self, variable: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """The columns of the table that are read, each with the key that names it."""
+        yield ("date",), self.date
+        if not self.fixed:
+            yield ("since",), self.since
+
+
+class Condition(Strict):
+    """What one column must hold: one of the codes, or none of them."""
+
+    any_of: Annotated[Texts, Field(alias="in")] = []
+    none_of: Annotated[Texts, Field(alias="not")] = []
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("write one condition | a code, a list of codes, or {not: code}")
+        return self
+
+
+def _condition(value: object) -> object:
+    return value if isinstance(value, dict) else {"in": value}
+
+
+class Case(Strict):
+    """A value, and what the row's columns must hold for it."""
+
+    value: Text
+    where: Annotated[dict[Text, Annotated[Condition, BeforeValidator(_condition)]], Field(min_length=1)]
+
+
+class Cases(Strict):
+    """A variable that follows from several columns. A row that fits no case is missing; one that fits two is an error."""
+
+    cases: Annotated[list[Case], Field(min_length=1)]
+    ignore_case: bool = False
+
+    def sources(self, variable: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """The columns of the table that are read, each with the key that names it."""
+        for index, case in enumerate(self.cases):
+            for column in case.where:
+                yield ("cases", index, "where", column), column
+
+
+def _kind(value: object) -> str:
+    keys = value if isinstance(value, dict) else {}
+    return "an interval" if "date" in keys else "a list of cases" if "cases" in keys else "a column"
+
+
+def _shorthand(value: object) -> object:
+    """`X: COL` is `X: {from: COL}`, and `X:` is `X: {}`."""
+    return {} if value is None else {"from": value} if isinstance(value, str) else value
+
+
+ColumnMapping = Annotated[
+    Annotated[Column, Tag("a column")]
+    | Annotated[Interval, Tag("an interval")]
+    | Annotated[Cases, Tag("a list of cases")],
+    Discriminator(_kind),
+    BeforeValidator(_shorthand),
+]
+
+
+class TableFile(Strict):
+    """A table of patients, one row each, and what its columns mean."""
+
+    file: Name
+    """CSV, XLSX or Parquet (by its ending; others are read as CSV), relative to the data folder."""
+    sheet: Name | None = None
+    """Sheet of a workbook; the first if it is left out."""
+    header: Annotated[list[Name], Field(min_length=1)] | None = None
+    """Names of the columns, for a file without a header line."""
+    separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    encoding: str = "utf-8"
+    decimal: Literal[".", ","] = "."
+    patient: Name | None = None
+    """Column that identifies the patient; the number of the row if it is left out."""
+    split_by: Name | None = None
+    """Column whose every value is a hospital of its own, named hospital-value."""
+    min_patients: PositiveInt | None = None
+    """Hospitals of `split_by` with fewer rows are left out."""
+    missing: Texts = []
+    """Values that mean missing in every column."""
+    columns: dict[Name, ColumnMapping]
+    """The study's variable -> where the table holds it."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            raise ValueError(f"no encoding '{value}' | utf-8, latin-1, cp1252, ...") from None
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min_patients is not None and self.split_by is None:
+            raise ValueError("min_patients chooses among the hospitals of split_by | add split_by: COLUMN, or leave it out")
+        if self.separator == self.decimal:
+            raise ValueError(f"'{self.separator}' separates cells and decimals | set separator or decimal to another")
+        return self
+
+
+class Limits(Strict):
+    """What the hospital allows; it may tighten what the federation asks for."""
+
+    small_cells: Annotated[int, Field(ge=0)] = 10
+    """Counts below this do not leave the hospital. 0 is for simulations."""
+    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] = "cpu"
+    threads: PositiveInt = 1
+
+
+class HospitalConfig(Strict):
+    """`hospital.yaml`, validated. The server never sees it."""
+
+    hospital: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    """The hospital's name; a prefix of the names where the table is split into several hospitals."""
+    table: TableFile
+    limits: Limits = Limits()
+
+
+def load_mappings(folder: Path) -> list[Document[HospitalConfig]]:
+    """Every *.yaml of a folder, by file name. Raises one ConfigurationError with the problems of all of them."""
+    paths = sorted(path for path in folder.glob("*.yaml") if path.is_file())
+    if not paths:
+        message = "no hospital mapping (*.yaml) in this folder" if folder.is_dir() else "there is no such folder"
+        raise ConfigurationError(message, where=str(folder), hint="write one hospital.yaml per table and put it here")
+    documents: list[Document[HospitalConfig]] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            documents.append(load(path, HospitalConfig))
+        except ConfigurationError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigurationError(problems)
+    return documents

@@ -1,0 +1,49 @@
+"""A hospital at work in one study: its patients split and as tensors, its statistics, and its state between rounds."""
+
+from pathlib import Path
+
+import torch
+
+from ich_client.splits import Split, split
+from ich_client.state import State
+from ich_client.tables import Hospital
+from ich_models.batch import Batch
+from ich_models.statistics import Moments, moments
+from ich_strategies.plan import Plan
+
+
+class Site:
+    """One hospital in one study. What is derived from its patients is made once and kept in memory."""
+
+    def __init__(self, plan: Plan, hospital: Hospital, folder: Path) -> None:
+        """`folder`: where state between rounds is kept, one folder per federation, seed and hospital below it."""
+        self.plan = plan
+        self.hospital = hospital
+        self.state = State(folder / plan.hash[:16] / f"seed-{plan.seed}" / hospital.name)
+        self._splits: dict[int, Split] = {}
+        self._moments: dict[int, Moments] = {}
+        self._batches: dict[tuple[int, str], Batch] = {}
+
+    def split(self, part: int) -> Split:
+        """The patients' roles when `part` is held out (0: none but the test share)."""
+        if part not in self._splits:
+            self._splits[part] = split(self.hospital.patients.labels, self.plan.federation.evaluation, part)
+        return self._splits[part]
+
+    def moments(self, part: int) -> Moments:
+        """Statistics of the training patients, validation left out."""
+        if part not in self._moments:
+            self._moments[part] = moments(self.hospital.patients.take(self.split(part).train))
+        return self._moments[part]
+
+    def batch(self, part: int, role: str) -> Batch:
+        """The 'train' or 'validation' patients as tensors."""
+        if (part, role) not in self._batches:
+            rows = getattr(self.split(part), role)
+            self._batches[part, role] = self.hospital.patients.take(rows).batch(self.plan.dtype)
+        return self._batches[part, role]
+
+    def constants(self, part: int) -> torch.Tensor:
+        """(1, size): imputation and scaling by this hospital's own training patients (`scaling: hospital`)."""
+        own = self.moments(part).constants(scaled=True)
+        return torch.from_numpy(own.reshape(1, -1)).to(self.plan.dtype)

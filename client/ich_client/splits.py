@@ -1,0 +1,69 @@
+"""Which of a hospital's patients train, validate and test, for each fold; by patient, and the same at every call."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
+
+from ich_models.federation import Evaluation
+from ich_models.folds import Fold
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers: `train` and `validation` teach, `test` only measures."""
+
+    train: Indices
+    validation: Indices
+    test: Indices
+
+    @property
+    def learning(self) -> Indices:
+        """Training and validation patients together, in file order."""
+        return np.sort(np.concatenate([self.train, self.validation]))
+
+
+def split(labels: NDArray[np.int64], evaluation: Evaluation, part: int) -> Split:
+    """Split a hospital's patients, by outcome where each class has enough of them.
+
+    `part` 0: all but the test share; `part` I of `evaluation.folds`: part I is the test set.
+    """
+    everyone = np.arange(len(labels))
+    if part:
+        test = _parts(labels, evaluation.folds or 0, evaluation.split_seed)[part - 1]
+        learning = np.setdiff1d(everyone, test)
+    elif evaluation.test is not None:
+        learning, test = _share(everyone, labels, evaluation.test, evaluation.split_seed)
+    else:
+        learning, test = everyone, everyone[:0]
+    if evaluation.validation is None:
+        return Split(learning, learning[:0], test)
+    train, validation = _share(learning, labels[learning], evaluation.validation, evaluation.split_seed)
+    return Split(train, validation, test)
+
+
+def held_out(labels: NDArray[np.int64], evaluation: Evaluation, fold: Fold) -> Indices:
+    """The rows of this hospital that the fold has not learnt from: what it may be tested on here."""
+    if fold.hospital is not None:
+        return np.arange(len(labels))
+    return split(labels, evaluation, fold.part or 0).test
+
+
+def _share(rows: Indices, labels: NDArray[np.int64], share: float, seed: int) -> tuple[Indices, Indices]:
+    """The rows without and with a random share, each class in proportion where it has two patients or more."""
+    _, counts = np.unique(labels, return_counts=True)
+    stratify = labels if counts.min() > 1 else None
+    without, chosen = train_test_split(
+        np.arange(len(rows)), test_size=share, train_size=1 - share, random_state=seed, stratify=stratify
+    )
+    return rows[np.sort(without)], rows[np.sort(chosen)]
+
+
+def _parts(labels: NDArray[np.int64], parts: int, seed: int) -> list[Indices]:
+    _, counts = np.unique(labels, return_counts=True)
+    kind = StratifiedKFold if counts.min() >= parts else KFold
+    splitter = kind(parts, shuffle=True, random_state=seed)
+    return [test for _, test in splitter.split(np.zeros(len(labels)), labels)]

@@ -1,0 +1,110 @@
+"""Local training: a stack of models over a hospital's patients by one recipe, with the strategy's client half."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ich_models.batch import Batch
+from ich_models.recipes import Recipe, build_optimizer
+from ich_models.stack import Stack
+
+Direction = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Tensor name, gradient (F, *shape), weight (F, *shape) -> the gradient to step along."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training reports: `losses` (F,) over the patients seen, and `rate`, the sum of all steps' learning rates."""
+
+    losses: torch.Tensor
+    rate: float
+
+
+def fit(
+    stack: Stack,
+    patients: Batch,
+    recipe: Recipe,
+    *,
+    rounds_before: int = 0,
+    rounds: int = 1,
+    seed: tuple[int, ...],
+    direction: Direction | None = None,
+) -> Fit:
+    """Train every model of the stack on the same batches, in place.
+
+    Schedules count local epochs (with `updates`: rounds) over `rounds` rounds, of which `rounds_before` are done.
+    The order of the patients and the random layers follow from `seed` alone, whatever the number of models.
+    """
+    optimizer = build_optimizer(recipe.optimizer, stack.parameters.values())
+    stack.network.train()
+    losses = torch.zeros(stack.copies, dtype=torch.float64)
+    rate = seen = 0.0
+    with torch.random.fork_rng(devices=[]):
+        generator = np.random.default_rng(seed)
+        torch.manual_seed(int(generator.integers(2**63)))
+        for epoch, batch in _batches(patients, recipe, generator):
+            lr = recipe.optimizer.lr * recipe.schedule.factor(
+                rounds_before * (recipe.epochs or 1) + epoch, rounds * (recipe.epochs or 1)
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.zero_grad()
+            loss = stack.losses(batch)
+            loss.sum().backward()  # type: ignore[no-untyped-call]
+            if recipe.clip is not None:
+                _clip(stack, recipe.clip)
+            if direction is not None:
+                _redirect(stack, direction)
+            optimizer.step()
+            losses += loss.detach().to(losses) * len(batch)
+            seen += len(batch)
+            rate += lr
+    return Fit(losses / seen, rate)
+
+
+def _batches(patients: Batch, recipe: Recipe, generator: np.random.Generator) -> Iterator[tuple[int, Batch]]:
+    """(Epoch, batch) until the recipe's epochs or updates are done; with `updates` everything is epoch 0."""
+    size = len(patients) if recipe.batch == "all" else recipe.batch
+    done = epoch = 0
+    while epoch < recipe.epochs if recipe.epochs is not None else True:
+        order = patients
+        if size < len(patients):
+            order = patients.take(torch.from_numpy(generator.permutation(len(patients))))
+        for start, end in _slices(len(patients), size):
+            if done == recipe.updates:
+                return
+            yield (epoch if recipe.epochs is not None else 0), order.slice(start, end)
+            done += 1
+        epoch += 1
+
+
+def _slices(patients: int, size: int) -> Iterator[tuple[int, int]]:
+    """Batches of `size`; a last one of a single patient joins the one before, since it has no batch statistics."""
+    starts = list(range(0, patients, size))
+    if len(starts) > 1 and patients - starts[-1] == 1:
+        starts.pop()
+    return zip(starts, [*starts[1:], patients], strict=True)
+
+
+def _clip(stack: Stack, largest: float) -> None:
+    """Scale each model's gradient to at most this L2 norm."""
+    gradients = [_rows(stack, p.grad) for p in stack.parameters.values() if p.grad is not None]
+    norms = torch.sqrt(sum((g.reshape(stack.copies, -1).square().sum(1) for g in gradients), torch.zeros(())))
+    factors = (largest / norms.clamp(min=1e-12)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(factors.reshape(-1, *[1] * (gradient.ndim - 1)))
+
+
+@torch.no_grad()
+def _redirect(stack: Stack, direction: Direction) -> None:
+    for name, parameter in stack.parameters.items():
+        if parameter.grad is not None:
+            gradient = _rows(stack, parameter.grad)
+            gradient.copy_(direction(name, gradient, _rows(stack, parameter.detach())))
+
+
+def _rows(stack: Stack, tensor: torch.Tensor) -> torch.Tensor:
+    """(F, *shape), also for a single model, whose tensors have no such axis."""
+    return tensor if stack.copies > 1 else tensor[None]

@@ -1,0 +1,290 @@
+"""What a hospital does when asked: statistics, training, thresholds, evaluation; a task in, a reply out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ich_client.site import Site
+from ich_client.splits import held_out
+from ich_client.train import Direction, fit
+from ich_models.batch import Batch
+from ich_models.errors import Code
+from ich_models.folds import Fold, parse
+from ich_models.metrics import evaluate as measure
+from ich_models.metrics import youden_threshold
+from ich_models.protocol import (
+    Answer,
+    EvaluateReply,
+    EvaluateTask,
+    PartStatistics,
+    Rows,
+    StatisticsReply,
+    StatisticsTask,
+    ThresholdReply,
+    ThresholdTask,
+    TrainReply,
+    TrainTask,
+    select,
+)
+from ich_models.stack import Stack, stackable
+from ich_strategies.plan import Plan
+from ich_strategies.strategy import Strategy
+
+Array = NDArray[np.floating]
+
+
+class RefusedError(Exception):
+    """The task is refused: the code goes out, the message stays in the local log."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def statistics(site: Site, task: StatisticsTask) -> StatisticsReply:
+    """The sums of the training patients for each part asked for."""
+    parts = {part: PartStatistics.of(site.moments(part)) for part in task.parts}
+    return StatisticsReply(hospital=site.hospital.name, schema_hash=site.plan.schema, parts=parts)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def train(site: Site, task: TrainTask, rows: Rows) -> tuple[TrainReply, Rows]:
+    """Train the folds of one message for one round; folds with the same inputs are trained once.
+
+    Raises RefusedError(HELD_OUT) if a fold holds this hospital out, whatever the server says.
+    """
+    folds = [_learning_fold(site, name) for name in task.folds]
+    inputs = _with_constants(site, folds, rows) | _own_state(site, task, rows)
+    outputs: Rows = {}
+    for part, twins in _passes(site.plan, folds, inputs):
+        trained = _train_together(site, task.round, part, select(inputs, [group[0] for group in twins]))
+        for name, block in trained.items():
+            whole = outputs.setdefault(name, np.empty((len(folds), block.shape[1]), block.dtype))
+            for position, group in enumerate(twins):
+                whole[group] = block[position]
+
+    kept = _named(outputs, "kept.")
+    if kept:
+        site.state.save(task.folds, task.round, kept)
+    sent = _named(outputs, "sent.")
+    if task.final and "local" in kept:
+        sent["local"] = kept["local"]
+    reply = TrainReply(
+        hospital=site.hospital.name,
+        patients=[len(site.split(fold.part or 0).train) for fold in folds],
+        losses=_finite(outputs["loss"]),
+        validation_losses=_finite(outputs["validation_loss"]),
+    )
+    return reply, sent
+
+
+def _learning_fold(site: Site, name: str) -> Fold:
+    fold = _fold(name)
+    if not fold.trains_at(site.hospital.name):
+        raise RefusedError(Code.HELD_OUT, f"asked to train fold '{name}', which holds this hospital out")
+    return fold
+
+
+def _fold(name: str) -> Fold:
+    try:
+        return parse(name)
+    except ValueError as error:
+        raise RefusedError(Code.MALFORMED, str(error)) from error
+
+
+def _own_state(site: Site, task: TrainTask, rows: Rows) -> Rows:
+    """What this hospital kept for these folds, as 'client.NAME' and 'local'; start values where it has nothing yet."""
+    plan, state = site.plan, {}
+    if not plan.strategy.sends and not plan.local.size:
+        return {}
+    kept = site.state.load(before=task.round)
+    for name in plan.strategy.sends:
+        nothing = np.zeros_like(rows["weights"][0])
+        state[f"client.{name}"] = np.stack([kept.get(fold, {}).get(name, nothing) for fold in task.folds])
+    if plan.local.size:
+        start = plan.start_local[0].numpy()
+        state["local"] = np.stack([kept.get(fold, {}).get("local", start) for fold in task.folds])
+    return state
+
+
+def _with_constants(site: Site, folds: Sequence[Fold], rows: Rows) -> Rows:
+    """The rows with each fold's imputation and scaling: the server's, or under `scaling: hospital` this hospital's."""
+    if site.plan.federation.modalities.table.scaling != "hospital":
+        return rows
+    return {**rows, "constants": np.concatenate([site.constants(fold.part or 0).numpy() for fold in folds])}
+
+
+def _passes(plan: Plan, folds: Sequence[Fold], inputs: Rows) -> Iterator[tuple[int, list[list[int]]]]:
+    """Folds that train together: (part held out, groups of folds with identical inputs).
+
+    Folds with the same patients go in one pass where the network can be stacked, else one after another.
+    """
+    groups: dict[int, dict[bytes, list[int]]] = {}
+    for index, fold in enumerate(folds):
+        content = b"".join(block[index].tobytes() for block in inputs.values())
+        groups.setdefault(fold.part or 0, {}).setdefault(content, []).append(index)
+    for part, twins in groups.items():
+        if stackable(plan.network):
+            yield part, list(twins.values())
+        else:
+            yield from ((part, [group]) for group in twins.values())
+
+
+def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> Rows:
+    """One pass over the stack: outputs 'sent.*', 'kept.*', 'loss' and 'validation_loss' (F, 1)."""
+    plan, strategy = site.plan, site.plan.strategy
+    stack = load_stack(plan, inputs)
+    tensors = {name: torch.from_numpy(block) for name, block in inputs.items()}
+    start = tensors["weights"]
+    server = {name: tensors[name] for name in strategy.sends}
+    client = {name: tensors[f"client.{name}"] for name in strategy.sends}
+    validation = _validation_losses(stack, site.batch(part, "validation"))
+    stage, rounds_before = plan.federation.training.stage_at(round_number)
+    done = fit(
+        stack,
+        site.batch(part, "train"),
+        stage,
+        rounds_before=rounds_before,
+        rounds=stage.rounds,
+        seed=(plan.seed, round_number, *site.hospital.name.encode()),
+        direction=_direction(plan, start, server, client),
+    )
+    end = plan.weights.pack(stack.tensors(), start)
+    report = strategy.report(start, end, server, client, done.rate)
+    kept = dict(report.kept)
+    if plan.local.size:
+        kept["local"] = plan.local.pack(stack.tensors(), start)
+    return {
+        "sent.weights": end.numpy(),
+        **{f"sent.{name}": block.numpy() for name, block in report.sent.items()},
+        **{f"kept.{name}": block.numpy() for name, block in kept.items()},
+        "loss": done.losses.numpy()[:, None],
+        "validation_loss": validation.numpy()[:, None],
+    }
+
+
+def _direction(
+    plan: Plan, start: torch.Tensor, server: Mapping[str, torch.Tensor], client: Mapping[str, torch.Tensor]
+) -> Direction | None:
+    """The strategy's client half on one tensor of the stack; None where it changes nothing."""
+    strategy = plan.strategy
+    if type(strategy).direction is Strategy.direction:
+        return None
+    starts = plan.weights.unpack(start)
+    servers = {name: plan.weights.unpack(block) for name, block in server.items()}
+    clients = {name: plan.weights.unpack(block) for name, block in client.items()}
+
+    def direction(tensor: str, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if tensor not in starts:  # a layer that stays here has nothing to be drawn to
+            return gradient
+        return strategy.direction(
+            gradient,
+            weight,
+            starts[tensor],
+            {name: parts[tensor] for name, parts in servers.items()},
+            {name: parts[tensor] for name, parts in clients.items()},
+        )
+
+    return direction
+
+
+def load_stack(plan: Plan, rows: Rows) -> Stack:
+    """A stack with one model per row of 'weights', 'constants' and, where the plan has them, 'local'."""
+    stack = Stack(plan.network, len(rows["weights"]))
+    for name, layout in (("weights", plan.weights), ("constants", plan.constants), ("local", plan.local)):
+        if layout.size:
+            stack.load(layout.unpack(torch.from_numpy(rows[name])))
+    return stack
+
+
+def _validation_losses(stack: Stack, patients: Batch) -> torch.Tensor:
+    """(F,) float64: mean loss of the weights as received; NaN without validation patients."""
+    if not len(patients):
+        return torch.full((stack.copies,), torch.nan, dtype=torch.float64)
+    logits = stack.logits(patients).double()
+    labels = patients.label.double().expand_as(logits)
+    return binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+
+
+def _named(rows: Rows, prefix: str) -> Rows:
+    return {name.removeprefix(prefix): block for name, block in rows.items() if name.startswith(prefix)}
+
+
+def _finite(column: Array) -> list[float | None]:
+    return [float(value) if np.isfinite(value) else None for value in column[:, 0]]
+
+
+# --- thresholds and evaluation ----------------------------------------------------------------------------------------
+
+
+def thresholds(site: Site, task: ThresholdTask, rows: Rows) -> tuple[ThresholdReply, Rows]:
+    """Per fold the Youden threshold on this hospital's validation patients, or training patients if it has none.
+
+    Raises RefusedError(HELD_OUT) if a fold holds this hospital out.
+    """
+    found: list[float | None] = []
+    patients: list[int] = []
+    folds = [_learning_fold(site, name) for name in task.folds]
+    for fold, own in zip(folds, _rows_per_fold(site, folds, rows), strict=True):
+        split = site.split(fold.part or 0)
+        rows_here = split.validation if len(split.validation) else split.train
+        chosen = site.hospital.patients.take(rows_here)
+        found.append(youden_threshold(chosen.labels, predict(site.plan, own, chosen.table)[0]))
+        patients.append(len(split.train))
+    return ThresholdReply(hospital=site.hospital.name, patients=patients, thresholds=found), {}
+
+
+def evaluate(site: Site, task: EvaluateTask, rows: Rows) -> tuple[EvaluateReply, Rows]:
+    """Answer each question on the patients that its folds have not learnt from.
+
+    Raises RefusedError(HELD_OUT) if a fold has learnt from every patient here: there is nothing to test it on.
+    """
+    answers = []
+    for question in task.questions:
+        indices = [task.folds.index(name) for name in question.folds]
+        tested, probabilities = predictions(site, question.folds, select(rows, indices))
+        limits = np.concatenate(
+            [np.full(len(r), limit) for r, limit in zip(tested, question.thresholds, strict=True)]
+        )
+        labels = site.hospital.patients.labels[np.concatenate(tested)]
+        found = measure(labels, np.concatenate(probabilities), limits, seed=site.plan.seed)
+        answers.append(Answer.of(question.arm, found))
+    return EvaluateReply(hospital=site.hospital.name, answers=answers), {}
+
+
+def predictions(site: Site, folds: Sequence[str], rows: Rows) -> tuple[list[NDArray[np.int64]], list[Array]]:
+    """Per fold: the row numbers that it may be tested on here, and its probabilities for them."""
+    parsed = [_fold(name) for name in folds]
+    tested, probabilities = [], []
+    for fold, own in zip(parsed, _rows_per_fold(site, parsed, rows), strict=True):
+        untaught = held_out(site.hospital.patients.labels, site.plan.federation.evaluation, fold)
+        if not len(untaught) or (fold.hospital is not None and fold.trains_at(site.hospital.name)):
+            raise RefusedError(Code.HELD_OUT, f"fold '{fold.name}' has learnt from every patient of this hospital")
+        tested.append(untaught)
+        probabilities.append(predict(site.plan, own, site.hospital.patients.table[untaught])[0])
+    return tested, probabilities
+
+
+def _rows_per_fold(site: Site, folds: Sequence[Fold], rows: Rows) -> Iterator[Rows]:
+    """One fold's rows at a time, with this hospital's own constants and local layers where it has them."""
+    own_local = site.state.load() if site.plan.local.size else {}
+    whole = _with_constants(site, folds, rows)
+    for index, fold in enumerate(folds):
+        mine = select(whole, [index])
+        if "local" in own_local.get(fold.name, {}):
+            mine["local"] = own_local[fold.name]["local"][None]
+        yield mine
+
+
+def predict(plan: Plan, rows: Rows, table: NDArray[np.float64]) -> Array:
+    """Probabilities (F, N) of the positive outcome for a table (N, D) under each row's model."""
+    patients = Batch(torch.from_numpy(table).to(plan.dtype), torch.zeros(len(table), dtype=plan.dtype))
+    return torch.sigmoid(load_stack(plan, rows).logits(patients).double()).numpy()

@@ -1,0 +1,1 @@
+"""The coordinator's program: rounds over the hospitals, checkpoints, evaluation and reports."""

@@ -1,0 +1,1 @@
+"""What both sides share: networks, losses, data types, configuration, protocol and metrics."""

@@ -1,0 +1,59 @@
+"""The variables of a clinical table to numbers: one column per number, one per level of a category but its first."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ich_models.variables import MISSING, Table, Variable
+
+type Value = float | str | None
+"""A number, a level by its name, or None where missing (NaN counts as missing too)."""
+
+
+def columns(table: Table) -> tuple[str, ...]:
+    """Names of the encoded columns: the predictors' in their order, then the indicators of missing values."""
+    names: list[str] = []
+    for name, variable in table.chosen.items():
+        names += [f"{name}={level}" for level in _dummies(variable)] if variable.codes else [name]
+    return (*names, *(f"{name}?" for name in _indicated(table)))
+
+
+def encode(values: Mapping[str, Sequence[Value]], table: Table) -> NDArray[np.float64]:
+    """The predictors' values of N patients as an array (N, D), its columns as `columns` names them.
+
+    An imputed predictor that is missing is NaN, in all its dummies.
+    """
+    encoded: list[list[float]] = []
+    for name, variable in table.chosen.items():
+        cells = [None if _is_missing(value) else value for value in values[name]]
+        if variable.codes:
+            if strangers := set(cells) - {*variable.codes, None}:
+                raise ValueError(f"'{name}' has no level {', '.join(sorted(repr(cell) for cell in strangers))}")
+            encoded += [[_dummy(cell, level, variable) for cell in cells] for level in _dummies(variable)]
+        else:
+            encoded.append([math.nan if cell is None else float(cell) for cell in cells])
+    for name in _indicated(table):
+        encoded.append([float(_is_missing(value)) for value in values[name]])
+    return np.array(encoded, dtype=np.float64).T
+
+
+def _dummies(variable: Variable) -> tuple[str, ...]:
+    """The levels that get a column: all but the reference, and missing where it is a level."""
+    return (*variable.codes[1:], *((MISSING,) if variable.missing == "level" else ()))
+
+
+def _dummy(cell: Value, level: str, variable: Variable) -> float:
+    if cell is None and variable.missing == "impute":
+        return math.nan
+    return float((MISSING if cell is None else cell) == level)
+
+
+def _indicated(table: Table) -> list[str]:
+    """The predictors with a column that says whether their value is missing."""
+    return [name for name, variable in table.chosen.items() if table.missing_indicators and variable.missing == "impute"]
+
+
+def _is_missing(value: Value) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

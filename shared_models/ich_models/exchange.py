@@ -1,0 +1,92 @@
+"""Which tensors of a network travel, in which order: a module's tensors to one flat row of numbers and back."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ich_models.networks.tabular import Standardise
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of the tensors that make up a flat row, in order.
+
+    One flat array per message costs a third of one array per tensor (docs/decisions.md), so rows are how weights travel.
+    """
+
+    shapes: Mapping[str, torch.Size]
+
+    @property
+    def size(self) -> int:
+        """Numbers in a row."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    @property
+    def schema(self) -> str:
+        """SHA-256 of names and shapes: two sides with the same schema mean the same numbers."""
+        text = ";".join(f"{name}:{','.join(map(str, shape))}" for name, shape in self.shapes.items())
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def unpack(self, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(F, size) -> each tensor as a view (F, *shape)."""
+        if rows.shape[-1] != self.size:
+            raise ValueError(f"{rows.shape[-1]} numbers for a layout of {self.size}")
+        parts = rows.split([shape.numel() for shape in self.shapes.values()], dim=-1)
+        return {
+            name: part.reshape(len(rows), *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def pack(self, tensors: Mapping[str, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+        """Tensors (F, *shape) -> (F, size); an empty layout gives (F, 0) of `like`'s dtype."""
+        if not self.shapes:
+            return like.new_empty((len(like), 0))
+        return torch.cat([tensors[name].detach().reshape(len(like), -1) for name in self.shapes], dim=-1)
+
+
+def _layout(network: nn.Module, keep: Callable[[nn.Module, str], bool]) -> Layout:
+    shapes: dict[str, torch.Size] = {}
+    for prefix, module in network.named_modules():
+        own = {**module._parameters, **module._buffers}
+        for name, tensor in own.items():
+            if tensor is not None and keep(module, name):
+                shapes[f"{prefix}.{name}" if prefix else name] = tensor.shape
+    return Layout(shapes)
+
+
+def _travels(module: nn.Module, name: str) -> bool:
+    """Constants are sent apart. Integer buffers (BatchNorm's step counter) matter only with momentum None: local."""
+    tensor = {**module._parameters, **module._buffers}[name]
+    return not isinstance(module, Standardise) and tensor is not None and tensor.is_floating_point()
+
+
+def is_normalisation(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer."""
+    return isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm)
+
+
+def exchanged(network: nn.Module, local: Callable[[nn.Module], bool]) -> Layout:
+    """Floating-point tensors that travel every round: all but the constants and the modules that stay local."""
+    return _layout(network, lambda module, name: _travels(module, name) and not local(module))
+
+
+def kept_local(network: nn.Module, local: Callable[[nn.Module], bool]) -> Layout:
+    """Floating-point tensors of the modules that stay at the hospital."""
+    return _layout(network, lambda module, name: _travels(module, name) and local(module))
+
+
+def constants(network: nn.Module) -> Layout:
+    """The constants of the input layers: fill, centre and scale."""
+    return _layout(network, lambda module, _: isinstance(module, Standardise))
+
+
+def row(network: nn.Module, layout: Layout) -> torch.Tensor:
+    """A network's tensors as one row (1, size), copied."""
+    state = network.state_dict()
+    tensors = {name: state[name][None] for name in layout.shapes}
+    like = next(iter(network.parameters()))
+    return layout.pack(tensors, like.detach().reshape(1, -1))

@@ -1,0 +1,311 @@
+"""The study that every hospital and the coordinator agree on: `federation.yaml`, its checks, and its canonical hash."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+
+from ich_models.errors import ConfigurationError, Problem
+from ich_models.networks.options import NetworkOptions
+from ich_models.recipes import Recipe, Stage
+from ich_models.strict import Strict
+from ich_models.variables import Dictionary, Outcome, Table, Variable
+from ich_models.yaml_config import Document, load
+
+SCHEMA: Final = 1
+"""Version of the federation file's own format; part of the hash."""
+
+
+# --- the task ---------------------------------------------------------------------------------------------------------
+
+
+class Task(Strict):
+    """What is predicted, when the prediction is made, and the order of the moments that variables are known at."""
+
+    kind: Literal["binary"] = "binary"
+    timeline: Annotated[list[str], Field(min_length=1)]
+    """Moments in their order, the earliest first; every `known_at` and `at` is one of them."""
+    predict_at: str
+    """The moment of the prediction: no predictor may be known later."""
+    outcome: Outcome
+    one_class_hospitals: Literal["refuse", "keep"] = "refuse"
+    """A hospital whose patients all have the same outcome: usually a wrong mapping, sometimes a rare outcome."""
+
+
+class Modalities(Strict):
+    """What a patient is described by. Images and text join the table here."""
+
+    table: Table
+
+
+# --- strategies: the options; the algorithms are in ich_strategies ----------------------------------------------------
+
+
+class FedAvg(Strict):
+    """Federated averaging (McMahan et al. 2017)."""
+
+    name: Literal["fedavg"] = "fedavg"
+
+
+class FedProx(Strict):
+    """FedAvg with a proximal term (Li et al. 2020)."""
+
+    name: Literal["fedprox"]
+    mu: Annotated[float, Field(ge=0)]
+
+
+class Scaffold(Strict):
+    """Control variates against client drift (Karimireddy et al. 2020)."""
+
+    name: Literal["scaffold"]
+    server_lr: PositiveFloat = 1.0
+
+
+class FedAvgM(Strict):
+    """Server momentum (Hsu et al. 2019)."""
+
+    name: Literal["fedavgm"]
+    server_lr: PositiveFloat = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
+class FedOpt(Strict):
+    """Adaptive server optimisers (Reddi et al. 2021, Algorithm 2)."""
+
+    name: Literal["fedadam", "fedyogi", "fedadagrad"]
+    server_lr: PositiveFloat = 0.1
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: PositiveFloat = 1e-3
+
+
+class FedBN(Strict):
+    """Normalisation layers stay at the hospital (Li et al. 2021)."""
+
+    name: Literal["fedbn"]
+
+
+StrategyOptions = Annotated[
+    FedAvg | FedProx | Scaffold | FedAvgM | FedOpt | FedBN,
+    Field(discriminator="name"),
+]
+
+
+# --- training, evaluation, quorum -------------------------------------------------------------------------------------
+
+_UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+_SIZES: Final = {"kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def _quantity(units: dict[str, int], example: str) -> BeforeValidator:
+    """Accept a bare number, or a number with one of `units`, as in `example`."""
+
+    def parse(value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value)
+        if not match or match[2] not in units:
+            raise ValueError(f"'{value}' has no unit that is known here | write it like {example} ({', '.join(units)})")
+        return float(match[1]) * units[match[2]]
+
+    return BeforeValidator(parse)
+
+
+Seconds = Annotated[PositiveFloat, _quantity(_UNITS, "90s, 10min or 2h")]
+Bytes = Annotated[PositiveFloat, _quantity(_SIZES, "500kB or 64MB")]
+
+
+class Training(Strict):
+    """How the shared model is trained."""
+
+    strategy: StrategyOptions = FedAvg()
+    stages: Annotated[list[Stage], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = [42]
+    """One whole study per seed."""
+    message_limit: Bytes = 256e6
+    """Folds share a message up to this size of exchanged weights; beyond it they travel in several."""
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of all stages together."""
+        return sum(stage.rounds for stage in self.stages)
+
+    def stage_at(self, round_number: int) -> tuple[Stage, int]:
+        """The stage that round `round_number` (from 1) belongs to, and the rounds of that stage done before it."""
+        before = round_number - 1
+        for stage in self.stages:
+            if before < stage.rounds:
+                return stage, before
+            before -= stage.rounds
+        raise ValueError(f"round {round_number} of {self.rounds}")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for what, names in (("seeds", self.seeds), ("stage names", [stage.name for stage in self.stages])):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{what} must differ: {names}")
+        if self.strategy.name == "scaffold" and any(stage.optimizer.name != "sgd" for stage in self.stages):
+            raise ValueError(
+                "scaffold needs plain sgd in every stage (its control variates divide by the learning rate)"
+                " | use optimizer {name: sgd}, or strategy fedavg, fedprox or fedadam"
+            )
+        return self
+
+
+class Comparisons(Strict):
+    """Arms that are trained beside the federation, in simulation only."""
+
+    local: Recipe | None = None
+    """Each hospital alone, tested on its own patients."""
+    pooled: Recipe | None = None
+    """All training hospitals' patients in one place."""
+
+
+class Evaluation(Strict):
+    """What is held out, and how the result is measured."""
+
+    leave_one_hospital_out: bool = True
+    test: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of each hospital's patients that nothing trains on; tests the all-hospital model."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validation by patient inside the federation; tests the all-hospital recipe, one model per fold."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    validation: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of each hospital's training patients set apart for the threshold and the choice of the round."""
+    choose_round: Literal["last", "best"] = "last"
+    """`best`: the round with the lowest validation loss over the training hospitals."""
+    threshold: Literal["youden"] | Annotated[float, Field(gt=0, lt=1)] = "youden"
+    """`youden`: each training hospital's Youden threshold, averaged with its patients as weights."""
+    small_cells: Annotated[int, Field(ge=0)] = 10
+    """Counts below this do not leave a hospital. 0 is accepted in simulation only."""
+    comparisons: Comparisons = Comparisons()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.test is not None and self.folds is not None:
+            raise ValueError("test and folds exclude each other | keep one: a test share, or k-fold by patient")
+        if self.choose_round == "best" and self.validation is None:
+            raise ValueError("choose_round: best needs validation patients | add validation: 0.2")
+        if self.comparisons.local and self.test is None and self.folds is None:
+            raise ValueError("the local arm has no patients to be tested on | add test: 0.2 or folds: 5")
+        if not self.leave_one_hospital_out and self.test is None and self.folds is None:
+            raise ValueError(
+                "nothing would be evaluated | turn leave_one_hospital_out on, or add test: 0.2 or folds: 5"
+            )
+        return self
+
+
+class Quorum(Strict):
+    """How many hospitals a round needs, and how long it waits for them."""
+
+    hospitals: Annotated[int, Field(ge=1)] | None = None
+    """A round goes on with this many good updates; all hospitals by default. A fold needs one fewer."""
+    deadline: Seconds = 3600.0
+
+
+class Checks(Strict):
+    """Limits on what an update may be; one that breaks them is quarantined."""
+
+    patients: PositiveInt = 1_000_000
+    """More training patients than this are not believed."""
+    update_norm: PositiveFloat | None = None
+    """Largest L2 norm of an update (returned minus sent weights), per fold."""
+
+
+class Federation(Strict):
+    """`federation.yaml`, validated."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    description: str = ""
+    task: Task
+    modalities: Modalities
+    network: NetworkOptions
+    training: Training
+    evaluation: Evaluation = Evaluation()
+    quorum: Quorum = Quorum()
+    checks: Checks = Checks()
+
+    @property
+    def predictors(self) -> dict[str, Variable]:
+        """The variables that the network sees, in their configured order."""
+        return self.modalities.table.chosen
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of the canonical JSON form: keys sorted, defaults written out, no spaces; layout does not matter."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()
+
+    def canonical(self) -> str:
+        """The JSON text that is hashed and agreed on."""
+        return json.dumps(
+            self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load_federation(path: Path) -> Document[Federation]:
+    """Read and check a federation file, the data dictionary that it names included.
+
+    Raises ConfigurationError with every problem of the file: its form first, then what its parts say of each other
+    (an unknown moment, a predictor known too late or derived from the outcome, a network that the strategy cannot use).
+    """
+    document = load(path, Federation)
+    federation = document.value
+    table = federation.modalities.table
+    if table.dictionary is not None:
+        dictionary = load(path.parent / table.dictionary, Dictionary).value
+        twice = sorted(set(dictionary.variables) & set(table.variables))
+        if twice:
+            raise ConfigurationError(
+                Problem(
+                    f"{', '.join(map(repr, twice))} stand both here and in {table.dictionary}",
+                    document.where("modalities", "table", "variables"),
+                    "keep each variable in one place",
+                )
+            )
+        merged = table.model_copy(
+            update={"dictionary": None, "variables": {**dictionary.variables, **table.variables}}
+        )
+        federation = federation.model_copy(
+            update={"modalities": federation.modalities.model_copy(update={"table": merged})}
+        )
+        document = document.replace(federation)
+    problems = [
+        Problem(message, document.where(*loc), hint) for loc, message, hint in _contradictions(federation)
+    ]
+    if problems:
+        raise ConfigurationError(problems)
+    return document
+
+
+def _contradictions(federation: Federation) -> list[tuple[tuple[str | int, ...], str, str]]:
+    """What the parts of a federation say against each other: (key path, message, hint)."""
+    task, table = federation.task, federation.modalities.table
+    return [
+        *task.outcome.contradictions(table.variables, task.timeline, task.predict_at),
+        *table.contradictions(task.outcome, task.timeline, task.predict_at),
+        *_strategy_needs(federation),
+    ]
+
+
+def _strategy_needs(federation: Federation) -> list[tuple[tuple[str | int, ...], str, str]]:
+    if federation.training.strategy.name == "fedbn" and not federation.network.has_normalisation:
+        return [
+            (
+                ("training", "strategy", "name"),
+                f"fedbn keeps normalisation layers local, and network '{federation.network.name}' has none",
+                "use network {name: mlp, normalisation: batch} (or layer), or strategy fedavg",
+            )
+        ]
+    return []
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of `federation.yaml`, for editors."""
+    return Federation.model_json_schema(by_alias=True)

@@ -1,0 +1,40 @@
+"""Files that are whole or absent: written beside, flushed to disk, then renamed."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+from safetensors import safe_open
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `content` so that a crash leaves the old file or the new one, never half of either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """JSON for people: indented, keys in the order given, NaN refused."""
+    write_atomic(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], facts: object) -> None:
+    """Arrays and JSON facts in one safetensors file, the same bytes for the same content."""
+    whole = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    write_atomic(path, save(whole, metadata={"facts": json.dumps(facts, allow_nan=False)}))
+
+
+def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], Any]:
+    """What `write_arrays` wrote."""
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])

@@ -1,0 +1,345 @@
+"""What a hospital computes about one evaluated binary model: ten metrics with 95 % intervals, DeLong, Youden.
+
+Everything is computed from two arrays of shape (patients,): the label (1 = event) and the predicted probability of the
+event. Only scalars come out. Patients are put in one order first, so that the order of the file they came from changes
+nothing, not even the last bit; given the same inputs, the same machine and the same numpy, a result is identical.
+An interval that cannot be computed, or that would have no width, is not given: None, never a made-up certainty.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf, isfinite, nan, sqrt
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit, logit, ndtr, ndtri
+from scipy.stats import binomtest, rankdata
+
+METRICS: Final = (
+    "auroc",
+    "auprc",
+    "brier",
+    "calibration_slope",
+    "calibration_intercept",
+    "accuracy",
+    "f1",
+    "recall",
+    "precision",
+    "specificity",
+)
+"""The metrics of `Evaluation`, in the order in which they are sent and reported."""
+
+RANGES: Final[Mapping[str, tuple[float, float]]] = dict.fromkeys(METRICS, (0.0, 1.0)) | {
+    "calibration_slope": (-inf, inf),
+    "calibration_intercept": (-inf, inf),
+}
+"""Smallest and largest possible value of each metric; intervals are cut there."""
+
+MIN_PER_CLASS: Final = 10
+"""Events, and non-events, below which no interval of the AUROC is given."""
+
+_PROBABILITY_FLOOR: Final = 1e-12  # a probability of 0 or 1 has no logit: calibration reads p within [floor, 1 - floor]
+_Z: Final = float(ndtri(0.975))
+_CELLS_AT_ONCE: Final = 1 << 17  # resamples x patients held in memory: 1 MB an array
+
+_Floats = npt.NDArray[np.float64]
+_Ints = npt.NDArray[np.int64]
+_Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval; None = cannot be estimated from these patients."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model at one hospital: `n` patients, `events` of them with label 1, and all of `METRICS` in their order."""
+
+    n: int
+    events: int
+    metrics: Mapping[str, Estimate]
+
+
+_UNKNOWN: Final = Estimate(None, None, None)
+
+
+def evaluate(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: float, *, seed: int = 0, resamples: int = 1000
+) -> Evaluation:
+    """Evaluate a model on `labels` and `probabilities`, both of shape (patients,); positive = probability >= threshold.
+
+    - auroc: with both classes; interval by DeLong's variance on the logit scale, from `MIN_PER_CLASS` of each class on.
+    - auprc: average precision (the step sum, not interpolated; scikit-learn's definition), with both classes only.
+    - brier: mean squared error of the probabilities; Wald interval from the variance of the squared errors.
+    - calibration_slope: b in logit P(event) = a + b logit(p), Wald interval (Cox 1958); None with one class, a constant
+      score, or classes that the score separates (the likelihood then has no maximum).
+    - calibration_intercept: calibration-in-the-large, a in logit P(event) = a + logit(p), Wald interval; None with one
+      class. Over 0: more events than predicted.
+    - accuracy, recall, precision, specificity: Wilson (1927) interval; None where the denominator is 0.
+    - f1: 2 tp / (2 tp + fp + fn); None where the denominator is 0.
+
+    For the logits of both calibration metrics, and for nothing else, p is kept within [1e-12, 1 - 1e-12].
+    auprc and f1 get percentile intervals from `resamples` bootstrap samples of patients (0: none), drawn by PCG64 from
+    `seed`; samples in which the metric has no value are left out. In simulations with 100 events and more the one of f1
+    covers 95 %, the one of auprc 93 % (it lies a little high); with a handful of events both are too short.
+
+    Raises ValueError for shapes that differ, labels other than 0 and 1, probabilities that are not within [0, 1],
+    a threshold that is not finite, or negative `resamples`. No patients at all is no error: n = 0 and every value None.
+    """
+    positive, given = _checked(labels, probabilities)
+    if np.any((given < 0) | (given > 1)):
+        raise ValueError("probabilities must lie within [0, 1]")
+    if not isfinite(threshold):
+        raise ValueError("threshold must be a finite number")
+    if resamples < 0:
+        raise ValueError("resamples must not be negative")
+    order = np.lexsort((positive, given))[::-1]  # highest score first; patients within equal keys are interchangeable
+    event, p = positive[order], given[order]
+    n, events = event.size, int(np.count_nonzero(event))
+    if n == 0:
+        return Evaluation(0, 0, dict.fromkeys(METRICS, _UNKNOWN))
+    predicted = int(np.count_nonzero(p >= threshold))  # these are the first ones
+    tp = int(np.count_nonzero(event[:predicted]))
+    fp, fn = predicted - tp, events - tp
+    tn = n - tp - fp - fn
+    both = 0 < events < n
+    precisions, f1s = _bootstrap(event, p, predicted, seed, resamples)
+    auprc = float(_average_precision(event, p, np.ones((1, n), dtype=np.int64))[0]) if both else None
+    f1 = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None
+    found = {
+        "auroc": _auroc(event, p) if both else _UNKNOWN,
+        "auprc": _percentiles("auprc", auprc, precisions),
+        "brier": _brier(event, p),
+        "calibration_slope": _slope(event, p) if both else _UNKNOWN,
+        "calibration_intercept": _intercept(event, p) if both else _UNKNOWN,
+        "accuracy": _proportion(tp + tn, n),
+        "f1": _percentiles("f1", f1, f1s),
+        "recall": _proportion(tp, events),
+        "precision": _proportion(tp, predicted),
+        "specificity": _proportion(tn, n - events),
+    }
+    return Evaluation(n, events, {name: found[name] for name in METRICS})
+
+
+def delong(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> tuple[float, float]:
+    """Area under the ROC curve and its variance, from `labels` and scores of shape (patients,) on any scale.
+
+    The variance is that of DeLong, DeLong & Clarke-Pearson (Biometrics 1988), its placement values taken from midranks
+    (Sun & Xu, IEEE Signal Processing Letters 2014): O(n log n), a tied pair counts one half. It is nan with fewer than
+    two patients in a class. Raises ValueError for malformed input and where a class is missing.
+    """
+    positive, scores = _checked(labels, probabilities)
+    area, events, others = _placements(positive, scores)
+    return area, _placement_variance(events, others)
+
+
+def delong_paired(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.ArrayLike) -> tuple[float, float, float]:
+    """Compare two models on the same patients: AUROC of `first` minus `second`, its variance, the two-sided p-value.
+
+    All three arrays have the shape (patients,). The variance accounts for the correlation (DeLong et al. 1988) and is
+    nan with fewer than two patients in a class. Scores in the same order give exactly 0, 0 and p = 1; a difference
+    without variance gives p = nan. Raises ValueError as `delong` does.
+    """
+    positive, scores = _checked(labels, first)
+    area, events, others = _placements(positive, scores)
+    area_second, events_second, others_second = _placements(*_checked(labels, second))
+    difference = area - area_second
+    variance = _placement_variance(events - events_second, others - others_second)
+    if variance > 0:
+        return difference, variance, float(2 * ndtr(-abs(difference) / sqrt(variance)))
+    return difference, variance, 1.0 if difference == 0 and variance == 0 else nan
+
+
+def youden_threshold(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
+    """The threshold with the largest recall + specificity - 1 (Youden 1950), positive = probability >= threshold.
+
+    It lies midway between two adjacent observed scores, so that it is not itself a patient's score. Of equally good
+    thresholds the lowest is taken: it finds more events. None with one class, or one score, only. Raises ValueError for
+    malformed input; any finite scores will do.
+    """
+    positive, scores = _checked(labels, probabilities)
+    distinct, place = np.unique(scores, return_inverse=True)
+    events = np.bincount(place[positive], minlength=distinct.size)  # per distinct score, ascending
+    others = np.bincount(place[~positive], minlength=distinct.size)
+    if distinct.size < 2 or not events.any() or not others.any():
+        return None
+    # Cutting above the i-th score, J + 1 = tp/events + tn/others; as whole numbers, so that ties are exact.
+    tp, tn = events.sum() - np.cumsum(events)[:-1], np.cumsum(others)[:-1]
+    best = int(np.argmax(tp * others.sum() + tn * events.sum()))  # the first, hence the lowest, maximum
+    below, above = float(distinct[best]), float(distinct[best + 1])
+    middle = below / 2 + above / 2
+    return middle if below < middle <= above else above  # no float between them: the upper one cuts just as well
+
+
+def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[_Bools, _Floats]:
+    """Labels as booleans and finite scores, both (patients,); messages name no patient's value."""
+    y, p = np.asarray(labels, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if y.ndim != 1 or y.shape != p.shape:
+        raise ValueError(f"labels {y.shape} and probabilities {p.shape} must be one-dimensional and equally long")
+    if not np.all((y == 0) | (y == 1)):
+        raise ValueError("labels must be 0 or 1")
+    if not np.all(np.isfinite(p)):
+        raise ValueError("probabilities must be finite")
+    return y == 1, p
+
+
+def _estimate(name: str, value: float, low: float, high: float) -> Estimate:
+    """An estimate with its interval cut to the metric's range, or without one that is undefined or has no width."""
+    if not (isfinite(low) and isfinite(high) and low < high):
+        return Estimate(value, None, None)
+    lowest, highest = RANGES[name]
+    return Estimate(value, max(low, lowest), min(high, highest))
+
+
+def _wald(name: str, value: float, error: float) -> Estimate:
+    return _estimate(name, value, value - _Z * error, value + _Z * error)
+
+
+def _proportion(successes: int, trials: int) -> Estimate:
+    if trials == 0:
+        return _UNKNOWN
+    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return Estimate(successes / trials, float(interval.low), float(interval.high))
+
+
+def _brier(event: _Bools, p: _Floats) -> Estimate:
+    squared = (p - event) ** 2
+    error = sqrt(float(np.var(squared, ddof=1)) / squared.size) if squared.size > 1 else nan
+    return _wald("brier", float(np.mean(squared)), error)
+
+
+def _auroc(event: _Bools, p: _Floats) -> Estimate:
+    area, variance = delong(event, p)
+    if min(np.count_nonzero(event), np.count_nonzero(~event)) < MIN_PER_CLASS or not variance > 0:
+        return Estimate(area, None, None)
+    centre, half = float(logit(area)), _Z * sqrt(variance) / (area * (1 - area))  # delta method
+    return _estimate("auroc", area, float(expit(centre - half)), float(expit(centre + half)))
+
+
+def _placements(positive: _Bools, scores: _Floats) -> tuple[float, _Floats, _Floats]:
+    """AUROC; per event the fraction of non-events below it, per non-event of events above it; a tie is one half."""
+    events, others = int(np.count_nonzero(positive)), int(np.count_nonzero(~positive))
+    if not events or not others:
+        raise ValueError("the AUROC needs at least one event and one non-event")
+    ranks = rankdata(scores)
+    below = ranks[positive] - rankdata(scores[positive])  # whole and half numbers: exact
+    above = events - (ranks[~positive] - rankdata(scores[~positive]))
+    return float(below.sum()) / (events * others), below / others, above / events
+
+
+def _placement_variance(events: _Floats, others: _Floats) -> float:
+    """Variance of the area, or difference, with these placement values; sorted: the patients' order must not matter."""
+    if min(events.size, others.size) < 2:
+        return nan
+    return float(sum(np.var(np.sort(values), ddof=1) / values.size for values in (events, others)))
+
+
+def _slope(event: _Bools, p: _Floats) -> Estimate:
+    x = _logit(p)
+    of_events, of_others = x[event], x[~event]
+    if of_others.max() <= of_events.min() or of_events.max() <= of_others.min():
+        return _UNKNOWN  # constant, or separated completely or but for a tie (Albert & Anderson 1984)
+    spread = float(np.std(x))
+    columns = np.stack([np.ones_like(x), (x - np.mean(x)) / spread])
+    fit = _logistic(event, columns, np.zeros_like(x), np.array([_log_odds(event), 0.0]))
+    return _UNKNOWN if fit is None else _wald("calibration_slope", fit[0] / spread, fit[1] / spread)
+
+
+def _intercept(event: _Bools, p: _Floats) -> Estimate:
+    x = _logit(p)
+    fit = _logistic(event, np.ones((1, x.size)), x, np.array([_log_odds(event) - float(np.mean(x))]))
+    return _UNKNOWN if fit is None else _wald("calibration_intercept", *fit)
+
+
+def _logit(p: _Floats) -> _Floats:
+    return np.asarray(logit(np.clip(p, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)))
+
+
+def _log_odds(event: _Bools) -> float:
+    return float(logit(np.mean(event)))
+
+
+def _logistic(event: _Bools, columns: _Floats, offset: _Floats, start: _Floats) -> tuple[float, float] | None:
+    """Maximum likelihood of a logistic regression: its last coefficient and that one's standard error; None = no fit.
+
+    `columns` (coefficients, patients), `offset` (patients,), `start` (coefficients,). Newton's method, a step that
+    overshoots being halved. Sums, not matrix products: a BLAS may add in another order with more threads.
+    """
+
+    def linear(beta: _Floats) -> _Floats:
+        return np.asarray(offset + np.sum(beta[:, None] * columns, axis=0))
+
+    def log_likelihood(beta: _Floats) -> float:
+        eta = linear(beta)
+        return float(np.sum(event * eta - np.logaddexp(0.0, eta)))
+
+    beta, likelihood = start, log_likelihood(start)
+    for _ in range(100):
+        eta = linear(beta)
+        gradient = np.sum(columns * (event - expit(eta)), axis=1)
+        information = np.sum(columns[:, None] * columns * (expit(eta) * expit(-eta)), axis=2)
+        try:
+            covariance = np.linalg.inv(information)
+        except np.linalg.LinAlgError:
+            return None
+        step = np.sum(covariance * gradient, axis=1)
+        decrement = float(np.sum(gradient * step))  # squared distance to the maximum, in standard errors
+        if not 0 <= decrement < inf:
+            return None
+        if decrement < 1e-18:
+            return float(beta[-1] + step[-1]), sqrt(covariance[-1, -1])
+        while (trial := log_likelihood(beta + step)) < likelihood - 1e-12 * abs(likelihood):
+            step = step / 2
+        beta, likelihood = beta + step, trial
+    return None
+
+
+def _bootstrap(event: _Bools, p: _Floats, predicted: int, seed: int, resamples: int) -> tuple[_Floats, _Floats]:
+    """Average precision and F1, (resamples,) each, nan where undefined, of samples of n patients with replacement.
+
+    Patients are sorted by falling score and the first `predicted` are called positive. A sample is a row of counts: how
+    often each patient was drawn.
+    """
+    n = event.size
+    generator = np.random.Generator(np.random.PCG64(seed))
+    precisions, f1s = [np.empty(0)], [np.empty(0)]
+    rows_at_once = max(1, _CELLS_AT_ONCE // n)
+    for first in range(0, resamples, rows_at_once):
+        rows = min(rows_at_once, resamples - first)
+        drawn = generator.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+        precisions.append(_average_precision(event, p, counts))
+        called = counts[:, :predicted]
+        size = np.sum(called, axis=1) + np.sum(counts * event, axis=1)  # 2 tp + fp + fn
+        with np.errstate(invalid="ignore"):
+            f1s.append(2 * np.sum(called * event[:predicted], axis=1) / size)
+    return np.concatenate(precisions), np.concatenate(f1s)
+
+
+def _average_precision(event: _Bools, p: _Floats, counts: _Ints) -> _Floats:
+    """Average precision of each row of `counts` (rows, patients), patients sorted by falling `p`; nan with one class.
+
+    Patients with one score enter together: the sums are read only where a run of equal scores ends.
+    """
+    ends = np.flatnonzero(np.append(np.diff(p) != 0, True))
+    found = np.cumsum(counts * event, axis=1)[:, ends]
+    called = np.cumsum(counts, axis=1)[:, ends]
+    total = found[:, -1]
+    gains = np.sum(np.diff(found, axis=1, prepend=0) * (found / np.maximum(called, 1)), axis=1)
+    both = (total > 0) & (total < called[:, -1])
+    return np.where(both, gains / np.maximum(total, 1), nan)
+
+
+def _percentiles(name: str, value: float | None, samples: _Floats) -> Estimate:
+    """A value with the central 95 % of its bootstrap samples."""
+    samples = samples[np.isfinite(samples)]
+    if value is None or not samples.size:
+        return Estimate(value, None, None)
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return _estimate(name, value, float(low), float(high))

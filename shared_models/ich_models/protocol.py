@@ -1,0 +1,233 @@
+"""What server and hospital say to each other: typed messages, their form as flwr records, and the protocol's version."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Annotated, Final, TypeVar
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from ich_models.errors import Code
+from ich_models.metrics import METRICS, Estimate, Evaluation
+from ich_models.statistics import Moments
+from ich_models.strict import Strict
+
+PROTOCOL: Final = 1
+"""Raised whenever a message changes; both sides must have the same."""
+
+PACKAGE: Final = version("ich-federation")
+
+Rows = dict[str, NDArray[np.floating]]
+"""Named blocks of numbers, each (F, width) with one row per fold, all of one dtype."""
+
+STATISTICS: Final = "query"
+TRAIN: Final = "train"
+THRESHOLD: Final = "evaluate.threshold"
+EVALUATE: Final = "evaluate.test"
+"""flwr message types, one per pair of messages below."""
+
+Count = Annotated[int, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Task(Strict):
+    """What every request carries: the versions and the study that it belongs to."""
+
+    protocol: int = PROTOCOL
+    package: str = PACKAGE
+    federation: str
+    """Hash of the federation file."""
+    seed: int
+
+
+class StatisticsTask(Task):
+    """Before round 1: who are you, and what are your sums? Part 0 is all training patients, part I all but part I."""
+
+    parts: list[int]
+
+
+class PartStatistics(Strict):
+    """`Moments` on the wire."""
+
+    patients: Count
+    events: Count
+    count: list[float]
+    mean: list[float]
+    m2: list[float]
+
+    @classmethod
+    def of(cls, moments: Moments) -> "PartStatistics":
+        """From arrays."""
+        return cls(
+            patients=moments.patients,
+            events=moments.events,
+            count=moments.count.tolist(),
+            mean=moments.mean.tolist(),
+            m2=moments.m2.tolist(),
+        )
+
+    def moments(self) -> Moments:
+        """To arrays."""
+        return Moments(
+            self.patients, self.events, np.array(self.count), np.array(self.mean), np.array(self.m2)
+        )
+
+
+class StatisticsReply(Strict):
+    """Who this hospital is, and its sums per part asked for."""
+
+    hospital: str
+    schema_hash: str
+    """Schema of the exchanged weights that this hospital built from the federation."""
+    parts: dict[int, PartStatistics]
+
+
+class TrainTask(Task):
+    """Train these folds for one round. Rows: 'weights', 'constants' (federated scaling), the strategy's own."""
+
+    round: Annotated[int, Field(ge=1)]
+    folds: list[str]
+    final: bool
+    """The last round: layers that stayed at the hospital travel once, as 'local'."""
+
+
+class TrainReply(Strict):
+    """Per fold: training patients, mean training loss, validation loss of the weights received. Rows: 'weights', ..."""
+
+    hospital: str
+    patients: list[Count]
+    losses: list[float | None]
+    validation_losses: list[float | None]
+
+
+class ThresholdTask(Task):
+    """Which threshold would you choose for these folds, on your own training or validation patients?"""
+
+    folds: list[str]
+
+
+class ThresholdReply(Strict):
+    """Per fold: the Youden threshold (None: one class only) and the training patients that weight it."""
+
+    hospital: str
+    patients: list[Count]
+    thresholds: list[Probability | None]
+
+
+class Question(Strict):
+    """One evaluation: folds that each predict their own held-out patients, and their thresholds."""
+
+    arm: str
+    folds: list[str]
+    thresholds: list[Probability]
+
+
+class EvaluateTask(Task):
+    """Evaluate; rows as in training, in the order of `folds`, which holds every fold that a question names."""
+
+    folds: list[str]
+    questions: list[Question]
+
+
+class Answer(Strict):
+    """One evaluation's figures: per metric value, low and high."""
+
+    arm: str
+    patients: Count
+    events: Count
+    metrics: dict[str, tuple[float | None, float | None, float | None]]
+
+    @classmethod
+    def of(cls, arm: str, evaluation: Evaluation) -> "Answer":
+        """From an evaluation."""
+        metrics = {name: (e.value, e.low, e.high) for name, e in evaluation.metrics.items()}
+        return cls(arm=arm, patients=evaluation.n, events=evaluation.events, metrics=metrics)
+
+    def evaluation(self) -> Evaluation:
+        """To an evaluation."""
+        return Evaluation(
+            self.patients, self.events, {name: Estimate(*self.metrics[name]) for name in METRICS}
+        )
+
+
+class EvaluateReply(Strict):
+    """The answers, in the order of the questions."""
+
+    hospital: str
+    answers: list[Answer]
+
+
+class Refusal(Strict):
+    """In place of a reply: a code of the closed list, and nothing else."""
+
+    code: Code
+
+
+class MalformedError(ValueError):
+    """A record that is not the message it should be."""
+
+
+_MESSAGE, _JSON, _BLOCKS, _WIDTHS, _ARRAYS, _ROWS = "message", "json", "blocks", "widths", "arrays", "rows"
+
+
+def to_record(message: Strict, rows: Rows | None = None) -> RecordDict:
+    """A message and its rows as a flwr record: JSON that a person can read, and one flat array."""
+    config: dict[str, str | list[str] | list[int]] = {_JSON: message.model_dump_json()}
+    record = RecordDict()
+    if rows:
+        blocks = list(rows.values())
+        config[_BLOCKS] = list(rows)
+        config[_WIDTHS] = [block.shape[1] for block in blocks]
+        array = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+        record[_ARRAYS] = ArrayRecord({_ROWS: Array(np.ascontiguousarray(array))})
+    record[_MESSAGE] = ConfigRecord(config)
+    return record
+
+
+M = TypeVar("M", bound=Strict)
+
+
+def from_record(record: RecordDict, kind: type[M]) -> tuple[M, Rows]:
+    """The message and its rows. Raises MalformedError unless the record is exactly such a message."""
+    try:
+        config = record.config_records[_MESSAGE]
+        message = kind.model_validate_json(str(config[_JSON]))
+        if _BLOCKS not in config:
+            return message, {}
+        names, widths = config[_BLOCKS], config[_WIDTHS]
+        array = record.array_records[_ARRAYS][_ROWS].numpy()
+    except (KeyError, ValueError, TypeError) as error:
+        raise MalformedError(_plainly(error)) from error
+    if not isinstance(names, list) or not isinstance(widths, list) or len(names) != len(widths):
+        raise MalformedError("blocks and widths do not belong together")
+    if array.ndim != 2 or array.dtype.kind != "f" or array.shape[1] != sum(map(int, widths)):
+        raise MalformedError(f"an array of shape {array.shape} and dtype {array.dtype} for widths {widths}")
+    ends = np.cumsum([int(width) for width in widths])[:-1]
+    return message, dict(zip(map(str, names), np.split(array, ends, axis=1), strict=True))
+
+
+def is_refusal(record: RecordDict) -> Code | None:
+    """The code, if the record is a refusal."""
+    try:
+        return from_record(record, Refusal)[0].code
+    except MalformedError:
+        return None
+
+
+def chunks(folds: Sequence[str], bytes_each: int, limit: float) -> list[list[str]]:
+    """Folds in as few messages as the limit allows, at least one fold in each."""
+    each = max(1, int(limit // max(1, bytes_each)))
+    return [list(folds[start : start + each]) for start in range(0, len(folds), each)]
+
+
+def select(rows: Mapping[str, NDArray[np.floating]], indices: Sequence[int]) -> Rows:
+    """The rows of some folds."""
+    return {name: block[list(indices)] for name, block in rows.items()}
+
+
+def _plainly(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+    return f"{type(error).__name__}: {error}"

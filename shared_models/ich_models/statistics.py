@@ -1,0 +1,71 @@
+"""Federated statistics of the table: sums that hospitals exchange before round 1, merged per fold, never subtracted."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ich_models.batch import Patients
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Counts, means and sums of squared deviations of D columns over some patients, missing values apart.
+
+    `patients`, `events`: how many, and how many with the positive outcome. `count`, `mean`, `m2`: (D,) float64.
+    """
+
+    patients: int
+    events: int
+    count: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    m2: NDArray[np.float64]
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Both sets of patients together (Chan, Golub and LeVeque 1983, eq. 2.1)."""
+        count = self.count + other.count
+        share = np.divide(other.count, count, out=np.zeros_like(count), where=count > 0)
+        delta = other.mean - self.mean
+        return Moments(
+            self.patients + other.patients,
+            self.events + other.events,
+            count,
+            self.mean + delta * share,
+            self.m2 + other.m2 + delta**2 * self.count * share,
+        )
+
+    @property
+    def log_odds(self) -> float:
+        """Log-odds of the outcome, half an event added on each side so that it is finite (Haldane 1956)."""
+        return float(np.log((self.events + 0.5) / (self.patients - self.events + 0.5)))
+
+    def constants(self, *, scaled: bool) -> NDArray[np.float64]:
+        """(3, D): fill, centre and scale for `Standardise`: mean, mean and 1 / population standard deviation.
+
+        A column that does not vary gets scale 0. Unscaled: fill by the mean, centre 0, scale 1.
+        """
+        if not scaled:
+            return np.stack([self.mean, np.zeros_like(self.mean), np.ones_like(self.mean)])
+        variance = np.divide(self.m2, self.count, out=np.zeros_like(self.m2), where=self.count > 0)
+        # what rounding leaves of a constant column must not be blown up to unit variance
+        varies = variance > (1e-9 * np.maximum(1.0, np.abs(self.mean))) ** 2
+        scale = np.divide(1.0, np.sqrt(variance), out=np.zeros_like(variance), where=varies)
+        return np.stack([self.mean, self.mean, scale])
+
+
+def moments(patients: Patients) -> Moments:
+    """The statistics of some patients; a column without a value has mean 0 and count 0."""
+    table = patients.table
+    known = ~np.isnan(table)
+    count = known.sum(axis=0).astype(np.float64)
+    total = np.where(known, table, 0.0).sum(axis=0)
+    mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+    m2 = (np.where(known, table - mean, 0.0) ** 2).sum(axis=0)
+    return Moments(len(patients), int(patients.labels.sum()), count, mean, m2)
+
+
+def merge(parts: Iterable[Moments]) -> Moments:
+    """All of them together, added in the given order: the caller sorts, so that the sum is the same to the byte."""
+    return reduce(Moments.__add__, parts)

@@ -1,0 +1,1 @@
+"""Federated algorithms, each with both halves: the client's update and the server's."""

@@ -1,0 +1,84 @@
+"""Updates to one mean: each is checked, folded into a running sum and dropped, so memory does not grow with hospitals."""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Fault(StrEnum):
+    """Why an update is quarantined."""
+
+    PATIENTS = "patients"
+    """It claims no patients, more than the limit, or another number than before round 1."""
+    SHAPE = "shape"
+    """Its arrays are not the ones that were asked for."""
+    NOT_FINITE = "not finite"
+    """It holds NaN or infinity."""
+    NORM = "norm"
+    """It moved the weights further than the limit."""
+
+
+def fault(
+    sent: NDArray[np.floating],
+    returned: Mapping[str, NDArray[np.floating]],
+    names: Sequence[str],
+    patients: Sequence[int],
+    expected_patients: Sequence[int],
+    *,
+    most_patients: int,
+    largest_norm: float | None,
+) -> Fault | None:
+    """The first thing wrong with an update of F folds, or None.
+
+    `sent`: (F, size) weights before training. `returned`: per name (F, size); `names`: what must be there.
+    `patients`: what the update claims per fold; `expected_patients`: what the hospital said before round 1.
+    """
+    if list(patients) != list(expected_patients) or not all(0 < count <= most_patients for count in patients):
+        return Fault.PATIENTS
+    if set(returned) != set(names) or returned["weights"].shape != sent.shape:
+        return Fault.SHAPE
+    if any(len(rows) != len(sent) or rows.dtype != sent.dtype for rows in returned.values()):
+        return Fault.SHAPE
+    if not all(np.isfinite(rows).all() for rows in returned.values()):
+        return Fault.NOT_FINITE
+    if largest_norm is not None:
+        norms = np.linalg.norm((returned["weights"] - sent).astype(np.float64), axis=1)
+        if norms.max() > largest_norm:
+            return Fault.NORM
+    return None
+
+
+class WeightedMeans:
+    """Running patient-weighted means of named rows, one set per fold.
+
+    Sums are float64 and results have the dtype that came in; they depend on the order of `add`, so callers keep it fixed.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, dict[str, NDArray[np.float64]]] = {}
+        self._dtypes: dict[str, np.dtype[np.floating]] = {}
+        self.weights: dict[str, int] = {}
+        """Patients so far, per fold."""
+        self.replies: dict[str, int] = {}
+        """Updates so far, per fold."""
+
+    def add(self, folds: Sequence[str], rows: Mapping[str, NDArray[np.floating]], patients: Sequence[int]) -> None:
+        """Fold one update in: `rows` per name (F, size), `patients` per fold."""
+        for index, (fold, weight) in enumerate(zip(folds, patients, strict=True)):
+            sums = self._sums.setdefault(fold, {})
+            self.weights[fold] = self.weights.get(fold, 0) + weight
+            self.replies[fold] = self.replies.get(fold, 0) + 1
+            for name, values in rows.items():
+                self._dtypes[name] = values.dtype
+                part = values[index].astype(np.float64) * weight
+                if name in sums:
+                    sums[name] += part
+                else:
+                    sums[name] = part
+
+    def mean(self, fold: str) -> dict[str, NDArray[np.floating]]:
+        """The means of one fold, whose sums are given up."""
+        total = self.weights[fold]
+        return {name: (sums / total).astype(self._dtypes[name]) for name, sums in self._sums.pop(fold).items()}
