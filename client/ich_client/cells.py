@@ -37,8 +37,8 @@ def number(text: str, decimal: str = ".") -> float | None:
     return value if math.isfinite(value) else None
 
 
-def meaning(text: str, ignore_case: bool = False) -> Decimal | str:
+def meaning(text: str, ignore_case: bool = False, decimal: str = ".") -> Decimal | str:
     """What a code is compared by: '0', '0.0' and '00' are one number; other text stands for itself."""
-    if _NUMBER.fullmatch(text):
-        return Decimal(text)
+    if number(text, decimal) is not None:
+        return Decimal(text.replace(decimal, "."))
     return text.casefold() if ignore_case else text

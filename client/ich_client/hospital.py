@@ -2,11 +2,20 @@
 
 import codecs
 from collections.abc import Iterator
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Discriminator, Field, PositiveInt, StringConstraints, Tag, field_validator
-from pydantic import model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveInt,
+    StringConstraints,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from ich_client.cells import as_text, meaning
 from ich_models.errors import ConfigurationError, Problem
@@ -62,7 +71,7 @@ class Column(Strict):
 class Interval(Strict):
     """A variable that is the time between two dates; the dates themselves stay in the table."""
 
-    date: Name
+    until: Annotated[Name, Field(alias="date")]
     """Column of the later date."""
     since: Name
     """Column of the earlier date, or one ISO date for all patients."""
@@ -76,9 +85,14 @@ class Interval(Strict):
     """What becomes of an interval outside the study's range."""
 
     @model_validator(mode="after")
-    def _months_have_a_place(self) -> Self:
+    def _sensible(self) -> Self:
         if self.months and "%b" not in (self.format or "").lower():
-            raise ValueError("months are named, and the format has no place for a name | use format with %b: '%d-%b-%y'")
+            raise ValueError("months are named, and format has no place for a name | write it with %b: '%d-%b-%y'")
+        if self.fixed:
+            try:
+                date.fromisoformat(self.since)
+            except ValueError as error:
+                raise ValueError(f"since: {self.since} is no day: {error}") from None
         return self
 
     @property
@@ -89,7 +103,7 @@ class Interval(Strict):
 
     def sources(self, variable: str) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """The columns of the table that are read, each with the key that names it."""
-        yield ("date",), self.date
+        yield ("date",), self.until
         if not self.fixed:
             yield ("since",), self.since
 
@@ -185,7 +199,9 @@ class TableFile(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.min_patients is not None and self.split_by is None:
-            raise ValueError("min_patients chooses among the hospitals of split_by | add split_by: COLUMN, or leave it out")
+            raise ValueError(
+                "min_patients chooses among the hospitals of split_by | add split_by: COLUMN, or leave it out"
+            )
         if self.separator == self.decimal:
             raise ValueError(f"'{self.separator}' separates cells and decimals | set separator or decimal to another")
         return self

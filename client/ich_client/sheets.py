@@ -3,14 +3,15 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from ich_client.cells import as_text
-from ich_client.hospital import TableFile
-from ich_models.errors import DataError, Problem
-from ich_models.yaml_config import suggest
+from ich_client.hospital import HospitalConfig, TableFile
+from ich_models.errors import DataError
+from ich_models.yaml_config import Document, suggest
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,11 @@ class Sheet:
         index = self.header.index(name)
         return [row[index].strip() for row in self.rows]
 
-    def place(self, rows: Sequence[int]) -> str:
-        """These rows as a place: "north.csv: line 14 (and 3 more)"."""
-        more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
-        return f"{self.name}: {self.counted} {self.lines[rows[0]]}{more}"
+    def place(self, rows: Sequence[int], shown: int = 1) -> str:
+        """These rows as a place, the first of them named: "north.csv: line 14 (and 3 more)"."""
+        named = [str(self.lines[row]) for row in rows[:shown]]
+        more = f" (and {len(rows) - len(named)} more)" if len(rows) > len(named) else ""
+        return f"{self.name}: {self.counted}{'s' if len(named) > 1 else ''} {', '.join(named)}{more}"
 
     def known(self, name: str) -> str:
         """A hint at the columns that there are, the likely one first."""
@@ -39,131 +41,145 @@ class Sheet:
             others = ", ".join(repr(mark) for mark in (";", "\t", "|") if mark in self.header[0])
             if others:
                 return f"the header is one column, {self.header[0][:60]!r}: set table.separator to {others}"
-        listing = ", ".join(self.header[:20]) + (f" and {len(self.header) - 20} more" if len(self.header) > 20 else "")
-        return " ".join(filter(None, [suggest(name, self.header), f"(columns: {listing})"]))
+        return likely(name, self.header, "columns")
 
 
-def read(path: Path, table: TableFile, where: str) -> Sheet:
-    """Read a file as `table` describes it. Raises DataError with its faults; `where` is the place that names the file."""
+def likely(name: str, known: Sequence[str], title: str) -> str:
+    """A hint at what there is, the likely one first, and no more than a screen takes."""
+    if len(known) <= 20:
+        return suggest(name, known, title)
+    nearest = get_close_matches(name, known, n=20, cutoff=0.0)
+    return suggest(name, nearest, f"the nearest of {len(known)} {title}")
+
+
+def read(path: Path, document: Document[HospitalConfig]) -> Sheet:
+    """Read a file as a hospital's mapping describes it. Raises DataError with what is wrong with it."""
+    where, table = document.where("table", "file"), document.value.table
     if not path.is_file():
         names = [other.name for other in sorted(path.parent.glob("*")) if other.is_file()]
         kind = "is a folder" if path.is_dir() else "does not exist"
-        hint = suggest(path.name, names) or "correct table.file, or the folder of the data"
+        hint = likely(path.name, names, "files there") if names else "correct table.file, or the folder of the data"
         raise DataError(f"{path} {kind}", where=where, hint=hint)
     try:
         match path.suffix.lower():
             case ".xlsx" | ".xlsm":
-                sheet = _workbook(path, table, where)
+                lines, rows = _workbook(path, document)
             case ".parquet" | ".pq":
-                sheet = _parquet(path)
+                lines, rows = _parquet(path, table)
             case ".xls" | ".ods" | ".sav" | ".dta":
                 hint = "save it as CSV (UTF-8) or XLSX, and name that file"
                 raise DataError(f"{path.name} is of a kind that is not read here", where=where, hint=hint)
             case _:
-                sheet = _csv(path, table, where)
+                lines, rows = _csv(path, table, where)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}", where=where, hint="check permissions") from None
-    twice = [name for name, count in Counter(sheet.header).items() if count > 1 and name]
+        message = f"{path} cannot be read: {error.strerror or error}"
+        raise DataError(message, where=where, hint="make it readable for the user who runs this") from None
+    return _sheet(path, lines, rows, document)
+
+
+def _sheet(
+    path: Path, lines: Sequence[int], rows: Sequence[Sequence[str]], document: Document[HospitalConfig]
+) -> Sheet:
+    """Set empty lines aside, name the columns, and refuse what is no table of patients."""
+    where, table, name = document.where("table", "file"), document.value.table, path.name
+    filled = [(line, row) for line, row in zip(lines, rows, strict=True) if any(cell.strip() for cell in row)]
+    if not filled:
+        raise DataError(f"{name} is empty", where=where, hint="export it again")
+    if table.header is None:
+        (_, names), *filled = filled
+        header = tuple(column.strip() for column in names)
+    else:
+        header = tuple(table.header)
+    counted = "line" if path.suffix.lower() not in (".xlsx", ".xlsm", ".parquet", ".pq") else "row"
+    sheet = Sheet(name, header, [row for _, row in filled], [line for line, _ in filled], counted)
+    twice = [column for column, count in Counter(header).items() if count > 1 and column]
     if twice:
-        names = ", ".join(map(repr, twice))
-        raise DataError(f"column {names} stands twice in the header", where=sheet.name, hint="rename or delete one of them")
-    if not sheet.rows:
-        raise DataError(f"{sheet.name} has a header but no patients", where=where, hint="export it again")
+        message = f"the header names {', '.join(map(repr, twice))} more than once"
+        raise DataError(message, where=name, hint="rename or delete one of the columns")
+    if not filled:
+        raise DataError(f"{name} has a header but no patients", where=where, hint="export it again")
+    ragged = [index for index, row in enumerate(sheet.rows) if len(row) != len(header)]
+    if len(ragged) == len(filled) and table.header is not None:
+        message = f"{len(header)} names for the {len(filled[0][1])} columns of {name}"
+        raise DataError(message, where=document.where("table", "header"), hint="name every column, in order")
+    if ragged:
+        message = f"{len(sheet.rows[ragged[0]])} cells where the header has {len(header)}"
+        hint = "a cell that holds the separator needs quotation marks; check table.separator too"
+        raise DataError(message, where=sheet.place(ragged), hint=hint)
     return sheet
 
 
-def _csv(path: Path, table: TableFile, where: str) -> Sheet:
+_Rows = tuple[Sequence[int], Sequence[Sequence[str]]]
+"""Line numbers and cells."""
+
+
+def _csv(path: Path, table: TableFile, where: str) -> _Rows:
     """Python's own reader: it keeps line numbers, and neither renames columns nor fills short rows."""
     name, data = path.name, path.read_bytes()
     if data.startswith((b"PK\x03\x04", b"PAR1", b"\xd0\xcf\x11\xe0")):
         kind = "a Parquet file" if data.startswith(b"PAR1") else "an Excel workbook or an archive"
-        raise DataError(f"{name} is {kind}, not CSV", where=where, hint="give the file its own ending (.xlsx, .parquet)")
+        raise DataError(f"{name} is {kind}, not CSV", where=where, hint="give it its own ending (.xlsx, .parquet)")
     try:
-        text = data.decode("utf-8-sig" if table.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else table.encoding)
+        text = data.decode(table.encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         message = f"the byte 0x{data[error.start]:02x} is not {table.encoding}"
         hint = "set table.encoding to what the file was saved in (latin-1, cp1252, ...)"
         raise DataError(message, where=f"{name}: line {line}", hint=hint) from None
     if "\0" in text:
-        raise DataError(f"{name} is not a text file", where=where, hint="export it as CSV, or set table.encoding: utf-16")
+        raise DataError(f"{name} is not text", where=where, hint="export it as CSV, or set table.encoding: utf-16")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=table.separator, strict=True)
-    rows: list[list[str]] = []
     lines: list[int] = []
-    before = 0
+    rows: list[list[str]] = []
+    begin = 1
     try:
         for row in reader:
+            lines.append(begin)
             rows.append(row)
-            lines.append(before + 1)
-            before = reader.line_num
+            begin = reader.line_num + 1
     except csv.Error as error:
-        hint = "look for a quotation mark that is not closed, or set table.separator"
-        raise DataError(f"not CSV: {error}", where=f"{name}: line {before + 1}", hint=hint) from None
-    sheet = _with_header(name, rows, lines, "line", table, where)
-    ragged = [index for index, row in enumerate(sheet.rows) if len(row) != len(sheet.header)]
-    if ragged:
-        cells, width = len(sheet.rows[ragged[0]]), len(sheet.header)
-        hint = "a cell that holds the separator needs quotation marks; check table.separator"
-        raise DataError(f"{cells} cells, and the header has {width}", where=sheet.place(ragged), hint=hint)
-    return sheet
+        hint = "look for a quotation mark that is not closed, or doubled inside a cell"
+        raise DataError(f"not CSV: {error}", where=f"{name}: line {begin}", hint=hint) from None
+    return lines, rows
 
 
-def _workbook(path: Path, table: TableFile, where: str) -> Sheet:
-    import openpyxl  # type: ignore[import-untyped, unused-ignore]  # stubs are a package of their own
+def _workbook(path: Path, document: Document[HospitalConfig]) -> _Rows:
+    import openpyxl
 
+    table = document.value.table
     try:
         with path.open("rb") as file:
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
             if table.sheet is not None and table.sheet not in book.sheetnames:
-                message, listing = f"no sheet '{table.sheet}' in {path.name}", ", ".join(book.sheetnames)
-                raise DataError(message, where=where, hint=" ".join([suggest(table.sheet, book.sheetnames), f"(sheets: {listing})"]).strip())
+                hint = likely(table.sheet, book.sheetnames, "sheets")
+                message = f"no sheet '{table.sheet}' in {path.name}"
+                raise DataError(message, where=document.where("table", "sheet"), hint=hint)
             page = book[table.sheet] if table.sheet else book.worksheets[0]
             page.reset_dimensions()  # some programs write wrong ones
             rows = [[_typed(cell, table) for cell in row] for row in page.iter_rows(values_only=True)]
     except (DataError, OSError):
         raise
-    except Exception as error:  # noqa: BLE001  # openpyxl raises whatever its parser meets in a damaged file
-        raise DataError(f"{path.name} is not an XLSX workbook: {error}", where=where, hint="save it again as .xlsx") from None
+    except Exception as error:  # openpyxl raises whatever its parser meets in a damaged file
+        message, where = f"{path.name} is not an XLSX workbook: {error}", document.where("table", "file")
+        raise DataError(message, where=where, hint="save it again as .xlsx, or as CSV") from None
     width = max(map(len, rows), default=0)
-    padded = [[*row, *[""] * (width - len(row))] for row in rows]
-    return _with_header(path.name, padded, range(1, len(rows) + 1), "row", table, where)
+    return range(1, len(rows) + 1), [[*row, *[""] * (width - len(row))] for row in rows]
 
 
-def _parquet(path: Path) -> Sheet:
-    import pyarrow  # type: ignore[import-untyped, unused-ignore]  # has no stubs
+def _parquet(path: Path, table: TableFile) -> _Rows:
+    import pyarrow
     from pyarrow import parquet
 
     try:
         content = parquet.ParquetFile(path).read()
     except pyarrow.ArrowException as error:
         first = str(error).splitlines()[0]
-        raise DataError(f"not a Parquet file: {first}", where=path.name, hint="export it again") from None
-    columns = [[as_text(cell) for cell in column.to_pylist()] for column in content.columns]
-    rows = list(zip(*columns, strict=True))
-    return Sheet(path.name, tuple(content.column_names), rows, range(1, len(rows) + 1), "row")
+        raise DataError(f"not a Parquet file: {first}", where=path.name, hint="export it again, or as CSV") from None
+    cells = [[_typed(cell, table) for cell in column.to_pylist()] for column in content.columns]
+    header = [] if table.header else [content.column_names]
+    return range(1 - len(header), content.num_rows + 1), [*header, *zip(*cells, strict=True)]
 
 
 def _typed(cell: object, table: TableFile) -> str:
-    """A workbook's number in the table's decimal notation, so that typed and written numbers read alike."""
+    """A typed number in the table's decimal notation, so that numbers and written numbers read alike."""
     return as_text(cell).replace(".", table.decimal) if isinstance(cell, float) else as_text(cell)
-
-
-def _with_header(
-    name: str, rows: Iterable[Sequence[str]], lines: Iterable[int], counted: str, table: TableFile, where: str
-) -> Sheet:
-    """Set empty lines aside, and take the first line as the header unless the mapping names the columns."""
-    filled = [(line, row) for line, row in zip(lines, rows, strict=True) if any(cell.strip() for cell in row)]
-    if not filled:
-        raise DataError(f"{name} is empty", where=where, hint="export it again")
-    if table.header is None:
-        (_, header), *filled = filled
-    else:
-        header = table.header
-        widths = Counter(len(row) for _, row in filled)
-        width = widths.most_common(1)[0][0]
-        if width != len(header):
-            message = f"{len(header)} names for {width} columns of {name}"
-            raise DataError(message, where=where, hint="table.header must name every column, in order")
-    return Sheet(
-        name, tuple(column.strip() for column in header), [row for _, row in filled], [line for line, _ in filled], counted
-    )

@@ -231,15 +231,16 @@ def thresholds(site: Site, task: ThresholdTask, rows: Rows) -> tuple[ThresholdRe
     Raises RefusedError(HELD_OUT) if a fold holds this hospital out.
     """
     found: list[float | None] = []
-    patients: list[int] = []
+    losses: list[float | None] = []
     folds = [_learning_fold(site, name) for name in task.folds]
-    for fold, own in zip(folds, _rows_per_fold(site, folds, rows), strict=True):
+    for fold, own in zip(folds, personal(site, task.folds, rows), strict=True):
         split = site.split(fold.part or 0)
         rows_here = split.validation if len(split.validation) else split.train
         chosen = site.hospital.patients.take(rows_here)
         found.append(youden_threshold(chosen.labels, predict(site.plan, own, chosen.table)[0]))
-        patients.append(len(split.train))
-    return ThresholdReply(hospital=site.hospital.name, patients=patients, thresholds=found), {}
+        validation = _validation_losses(load_stack(site.plan, own), site.batch(fold.part or 0, "validation"))
+        losses += _finite(validation.numpy()[:, None])
+    return ThresholdReply(hospital=site.hospital.name, thresholds=found, validation_losses=losses), {}
 
 
 def evaluate(site: Site, task: EvaluateTask, rows: Rows) -> tuple[EvaluateReply, Rows]:
@@ -264,7 +265,7 @@ def predictions(site: Site, folds: Sequence[str], rows: Rows) -> tuple[list[NDAr
     """Per fold: the row numbers that it may be tested on here, and its probabilities for them."""
     parsed = [_fold(name) for name in folds]
     tested, probabilities = [], []
-    for fold, own in zip(parsed, _rows_per_fold(site, parsed, rows), strict=True):
+    for fold, own in zip(parsed, personal(site, folds, rows), strict=True):
         untaught = held_out(site.hospital.patients.labels, site.plan.federation.evaluation, fold)
         if not len(untaught) or (fold.hospital is not None and fold.trains_at(site.hospital.name)):
             raise RefusedError(Code.HELD_OUT, f"fold '{fold.name}' has learnt from every patient of this hospital")
@@ -273,14 +274,14 @@ def predictions(site: Site, folds: Sequence[str], rows: Rows) -> tuple[list[NDAr
     return tested, probabilities
 
 
-def _rows_per_fold(site: Site, folds: Sequence[Fold], rows: Rows) -> Iterator[Rows]:
+def personal(site: Site, folds: Sequence[str], rows: Rows) -> Iterator[Rows]:
     """One fold's rows at a time, with this hospital's own constants and local layers where it has them."""
     own_local = site.state.load() if site.plan.local.size else {}
-    whole = _with_constants(site, folds, rows)
+    whole = _with_constants(site, list(map(_fold, folds)), rows)
     for index, fold in enumerate(folds):
         mine = select(whole, [index])
-        if "local" in own_local.get(fold.name, {}):
-            mine["local"] = own_local[fold.name]["local"][None]
+        if "local" in own_local.get(fold, {}):
+            mine["local"] = own_local[fold]["local"][None]
         yield mine
 
 

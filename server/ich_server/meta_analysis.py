@@ -19,10 +19,10 @@ _Floats = npt.NDArray[np.float64]
 class Summary:
     """The mean over `k` hospitals with 95 % intervals; None = cannot be estimated from so few.
 
-    estimate, low, high: the mean effect. k >= 2: Hartung-Knapp interval (Stat Med 2001), t with k - 1 degrees of freedom
-    and standard error sqrt(sum w (effect - mean)^2 / ((k - 1) sum w)) as it is, without the max(1, .) modification
-    (metafor's `test="knha"`): with few, nearly equal effects it can be shorter than a fixed-effect interval, with equal
-    ones it is a point. k = 1: that hospital's own z interval.
+    estimate, low, high: the mean effect. k >= 2: Hartung-Knapp interval (Stat Med 2001), t with k - 1 degrees of
+    freedom and standard error sqrt(sum w (effect - mean)^2 / ((k - 1) sum w)) as it is, without the max(1, .)
+    modification (metafor's `test="knha"`): with few, nearly equal effects it can be shorter than a fixed-effect
+    interval, with equal ones it is a point. k = 1: that hospital's own z interval.
     tau: standard deviation of the true effects between hospitals, on the scale of the analysis. None for k = 1.
     i2: tau^2 / (tau^2 + s^2), 0 to 1, s^2 = (k - 1) sum u / ((sum u)^2 - sum u^2), u = 1 / variance, being the typical
     within-hospital variance (Higgins & Thompson, Stat Med 2002). None for k = 1.
@@ -109,9 +109,9 @@ def _reml(y: _Floats, v: _Floats) -> float:
     top = max(float(np.max(v)), 2 * float(np.sum((y - np.mean(y)) ** 2)) / (y.size - 1))
     grid = np.append(0.0, np.geomspace(1e-8 * top, top, 400))
     best = int(np.argmax(_restricted_likelihood(grid, y, v)))
-    rising = _score(float(grid[best]), y, v) > 0
-    if best == 0 and not rising:
+    if best == 0:
         return 0.0
+    rising = _score(float(grid[best]), y, v) > 0
     below, above = (best, best + 1) if rising else (best - 1, best)
     if above == grid.size or not _score(float(grid[below]), y, v) > 0 >= _score(float(grid[above]), y, v):
         return float(grid[best])  # a peak narrower than the grid, or one that rounding has flattened

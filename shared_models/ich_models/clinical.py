@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ich_models.variables import MISSING, Table, Variable
 
-type Value = float | str | None
+Value = float | str | None
 """A number, a level by its name, or None where missing (NaN counts as missing too)."""
 
 
@@ -52,7 +52,9 @@ def _dummy(cell: Value, level: str, variable: Variable) -> float:
 
 def _indicated(table: Table) -> list[str]:
     """The predictors with a column that says whether their value is missing."""
-    return [name for name, variable in table.chosen.items() if table.missing_indicators and variable.missing == "impute"]
+    return [
+        name for name, variable in table.chosen.items() if table.missing_indicators and variable.missing == "impute"
+    ]
 
 
 def _is_missing(value: Value) -> bool:

@@ -137,7 +137,7 @@ class Training(Strict):
         """The stage that round `round_number` (from 1) belongs to, and the rounds of that stage done before it."""
         before = round_number - 1
         for stage in self.stages:
-            if before < stage.rounds:
+            if 0 <= before < stage.rounds:
                 return stage, before
             before -= stage.rounds
         raise ValueError(f"round {round_number} of {self.rounds}")
@@ -147,10 +147,12 @@ class Training(Strict):
         for what, names in (("seeds", self.seeds), ("stage names", [stage.name for stage in self.stages])):
             if len(set(names)) != len(names):
                 raise ValueError(f"{what} must differ: {names}")
-        if self.strategy.name == "scaffold" and any(stage.optimizer.name != "sgd" for stage in self.stages):
+        if self.strategy.name == "scaffold" and any(
+            stage.optimizer.name != "sgd" or stage.optimizer.momentum for stage in self.stages
+        ):
             raise ValueError(
                 "scaffold needs plain sgd in every stage (its control variates divide by the learning rate)"
-                " | use optimizer {name: sgd}, or strategy fedavg, fedprox or fedadam"
+                " | use optimizer {name: sgd} without momentum, or strategy fedavg, fedprox or fedadam"
             )
         return self
 

@@ -38,3 +38,8 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], Any]:
     """What `write_arrays` wrote."""
     with safe_open(path, framework="numpy") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote."""
+    return json.loads(path.read_text())

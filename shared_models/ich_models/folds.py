@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ich_models.federation import Evaluation
 
-_NAME = re.compile(r"all|without:(?P<hospital>.+)|part:(?P<part>[1-9]\d*)")
+_NAME = re.compile(r"all|without:(?P<hospital>.+)|part:(?P<part>[1-9][0-9]*)")
 
 
 @dataclass(frozen=True)

@@ -109,11 +109,11 @@ class ThresholdTask(Task):
 
 
 class ThresholdReply(Strict):
-    """Per fold: the Youden threshold (None: one class only) and the training patients that weight it."""
+    """Per fold: the Youden threshold (None: one class only), and the validation loss of these weights."""
 
     hospital: str
-    patients: list[Count]
     thresholds: list[Probability | None]
+    validation_losses: list[float | None]
 
 
 class Question(Strict):

@@ -50,7 +50,7 @@ class Moments:
             return np.stack([self.mean, np.zeros_like(self.mean), np.ones_like(self.mean)])
         variance = np.divide(self.m2, self.count, out=np.zeros_like(self.m2), where=self.count > 0)
         # what rounding leaves of a constant column must not be blown up to unit variance
-        varies = variance > (1e-9 * np.maximum(1.0, np.abs(self.mean))) ** 2
+        varies = variance > (1e-9 * self.mean) ** 2
         scale = np.divide(1.0, np.sqrt(variance), out=np.zeros_like(variance), where=varies)
         return np.stack([self.mean, self.mean, scale])
 

@@ -206,9 +206,7 @@ class Table(Strict):
             elif reason := self._leak(name, outcome, timeline, predict_at):
                 yield (*here, index), f"predictor '{name}' {reason[0]}", reason[1]
 
-    def _leak(
-        self, name: str, outcome: Outcome, timeline: Sequence[str], predict_at: str
-    ) -> tuple[str, str] | None:
+    def _leak(self, name: str, outcome: Outcome, timeline: Sequence[str], predict_at: str) -> tuple[str, str] | None:
         """Why a predictor would tell the model what it cannot know at the prediction time."""
         variable = self.variables[name]
         if name == outcome.variable:

@@ -21,6 +21,7 @@ _Schema = Mapping[str, Any]  # one of pydantic_core.core_schema: what the model'
 _MAX_BYTES = 1 << 20
 _MAX_VALUES = 100_000
 _MAX_DEPTH = 50
+_QUOTE = "put quotes around it if it is meant as text"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Document(Generic[M]):
             spot = inner
         return _where(self.path, spot.line, spot.column, loc)
 
+    def replace(self, value: M) -> "Document[M]":
+        """The same file with another value, when what it includes has been filled in."""
+        return Document(self.path, value, self._top)
+
 
 def load(path: Path, model: type[M]) -> Document[M]:
     """Read the file at `path` as YAML 1.2 (no merge keys, no special tags) and check it against `model`.
@@ -81,6 +86,11 @@ def load(path: Path, model: type[M]) -> Document[M]:
     if found:
         raise _refusal(found)
     return Document(path, result, top)
+
+
+def suggest(name: str, known: Iterable[str], title: str = "known") -> str:
+    """The hint for a name that is not known: the nearest one that is, and the list."""
+    return _choice(name, known, title)
 
 
 class _Found(NamedTuple):
@@ -124,13 +134,14 @@ def _say(value: object) -> str:
 
 def _choice(got: object, options: Iterable[Hashable], title: str) -> str:
     """The hint that lists what may stand here and asks for the nearest to what was written."""
-    names = {_bare(option).lower(): _bare(option) for option in options}
-    close = get_close_matches(str(got).lower(), names, n=1)
-    listing = f"{title}: {', '.join(names.values())}"
-    return f"did you mean '{names[close[0]]}'? ({listing})" if close else listing
+    names = [_bare(option) for option in options]
+    by_lower = {name.lower(): name for name in names}
+    close = get_close_matches(str(got).lower(), by_lower, n=1)
+    listing = f"{title}: {', '.join(names)}"
+    return f"did you mean '{by_lower[close[0]]}'? ({listing})" if close else listing
 
 
-# From the file to a tree of YAML nodes
+# --- from the file to a tree of YAML nodes ----------------------------------------------------------------------------
 
 
 def _read(path: Path) -> str:
@@ -206,7 +217,7 @@ def _syntax(error: yaml.MarkedYAMLError) -> tuple[str, str]:
     return f"not valid YAML: {problem}", hint
 
 
-# From the nodes to plain values and their places
+# --- from the nodes to plain values and their places ------------------------------------------------------------------
 
 
 def _integer(text: str) -> int:
@@ -327,7 +338,7 @@ class _Builder:
         return _refusal(self.found)
 
 
-# From pydantic's errors to problems
+# --- from pydantic's errors to problems -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -338,12 +349,16 @@ class _Trace:
     spot: _Spot
     schema: _Schema  # of the value; empty where it cannot be told
     parent: _Schema  # of what holds the value
-    union: _Loc | None = None  # the value on the way that has several permitted forms
+    unions: tuple[_Loc, ...] = ()  # the values on the way that may have several forms
 
     def step(self, name: Hashable, below: _Schema) -> "_Trace":
         spot = self.spot.find(name)
         path = (*self.path, spot.name if spot else name)
-        return _Trace(path, spot or replace(self.spot, inside={}), below, self.schema, self.union)
+        return _Trace(path, spot or replace(self.spot, inside={}), below, self.schema, self.unions)
+
+    def on_key(self) -> "_Trace":
+        line, column = self.spot.key
+        return replace(self, spot=replace(self.spot, line=line, column=column))
 
 
 class _Schemas:
@@ -354,22 +369,25 @@ class _Schemas:
         self._top = self._core(model.__pydantic_core_schema__)
 
     def trace(self, error: ErrorDetails, top: _Spot) -> _Trace:
-        """Follow the location of an error from the top."""
+        """Follow the location of an error from the top to the value or key that is wrong, or to what lacks it."""
+        kind, loc = error["type"], error["loc"]
         at = _Trace((), top, self._top, {})
-        for left, name in zip(range(len(error["loc"]) - 1, -1, -1), error["loc"], strict=True):
+        for index, name in enumerate(loc, start=1):
             below = self._below(at.schema, name)
-            present = at.spot.find(name) is not None
-            if at.schema.get("type") in {"union", "tagged-union"}:
-                plain = at.schema["type"] == "union" and at.union is None
-                at = replace(at, schema=below, union=at.path if plain else at.union)
-            elif name == "[key]" and not left and not present:
-                at = replace(at, schema=self._core(at.parent.get("keys_schema")))
-            elif present or below or (error["type"] == "missing" and not left):
+            if at.schema.get("type") == "tagged-union":
+                at = replace(at, schema=below)
+            elif at.schema.get("type") == "union":
+                at = replace(at, schema=below, unions=(*at.unions, at.path))
+            elif at.spot.find(name) or below or (kind in {"missing", "extra_forbidden"} and index == len(loc)):
                 at = at.step(name, below)
-        tag = at.schema.get("discriminator") if error["type"].startswith("union_tag_") else None
+            elif name == "[key]":
+                at = replace(at, schema=self._core(at.parent.get("keys_schema"))).on_key()
+        tag = at.schema.get("discriminator") if kind.startswith("union_tag_") else None
         while isinstance(tag, list):
             tag = tag[-1]
-        return replace(at.step(tag, {}), schema=at.schema) if isinstance(tag, str) else at
+        if isinstance(tag, str):
+            return replace(at.step(tag, {}), schema=at.schema)
+        return at.on_key() if kind in {"extra_forbidden", "invalid_key"} else at
 
     def _core(self, schema: _Schema | None) -> _Schema:
         """What remains of a schema without its defaults, validators, Optional and the like."""
@@ -401,9 +419,8 @@ class _Schemas:
         """The alternative of a union that pydantic calls `label`, if only one can be meant."""
         fits: list[_Schema] = []
         for choice in choices:
-            schema: _Schema
-            schema, name = choice if isinstance(choice, tuple) else (choice, None)
-            schema = self._refs.get(schema.get("schema_ref"), schema)
+            given, name = choice if isinstance(choice, tuple) else (choice, None)
+            schema = self._refs[given["schema_ref"]] if "schema_ref" in given else given
             name = name or (schema["cls"].__name__ if schema["type"] in {"model", "dataclass"} else schema["type"])
             if label == name or label.startswith(f"{name}["):
                 fits.append(schema)
@@ -423,7 +440,6 @@ def _fields(schema: _Schema) -> dict[Hashable, _Schema]:
     return result
 
 
-_QUOTE = "put quotes around it if it is meant as text"
 _LIST = ("{got} is not a list", "write [a, b], or one item per line after '- '")
 _MAPPING = ("{got} is not a mapping", "write 'key: value' lines, indented below the key")
 _VALUE = "{got} is not one of the permitted values"
@@ -449,32 +465,34 @@ _MESSAGES: Mapping[str, tuple[str, str]] = {  # pydantic's error type without "_
     "literal_error": (_VALUE, "permitted: {expected}"),
     "enum": (_VALUE, "permitted: {expected}"),
     "union_tag_invalid": ("'{tag}' is not one of the permitted values", "permitted: {expected_tags}"),
-    "union_tag_not_found": ("this key is required, but missing", ""),
-    "missing": ("this key is required, but missing", ""),
+    "union_tag_not_found": ("this is required, but missing", ""),
+    "missing": ("this is required, but missing", "the list is too short"),
     "extra_forbidden": ("this key is not known", "check its spelling, or remove it"),
+    "invalid_key": ("this key is not text", _QUOTE),
 }
 
 
 def _words(error: ErrorDetails, at: _Trace) -> tuple[str, str]:
     """Message and hint."""
-    kind, context = error["type"], error.get("ctx", {})
+    kind, context, got = error["type"], error.get("ctx", {}), _say(error["input"])
     if kind == "value_error":
         message, _, hint = error["msg"].removeprefix("Value error, ").partition(" | ")
         return message, hint
     message, hint = _MESSAGES.get(kind.removesuffix("_type").removesuffix("_parsing"), ("", ""))
     if not message:
         return error["msg"].removeprefix("Assertion failed, "), ""
+    message, hint = message.format(got=got, **context), hint.format(**context)
     options = at.schema.get("expected") or at.schema.get("members") or at.schema.get("choices")
+    permitted = f"permitted: {', '.join(map(_bare, options))}" if kind.startswith("union_tag_") and options else ""
+    if permitted and callable(at.schema.get("discriminator")):
+        return f"{got} has none of the permitted forms", permitted
     if kind == "extra_forbidden" and _fields(at.parent):
         hint = _choice(at.path[-1], _fields(at.parent), "known keys")
     elif kind in {"literal_error", "enum", "union_tag_invalid"} and options:
         hint = _choice(context.get("tag", error["input"]), options, "permitted")
-    elif kind in {"missing", "union_tag_not_found"} and at.path:
-        hint = f"add '{_bare(at.path[-1])}: ...' here"
-        hint += f" (permitted: {', '.join(map(_bare, options))})" if kind != "missing" and options else ""
-    else:
-        hint = hint.format(**context)
-    return message.format(got=_say(error["input"]), **context), hint
+    elif kind in {"missing", "union_tag_not_found"} and isinstance(at.path[-1], str):
+        hint = f"add '{_bare(at.path[-1])}: ...' here" + (f" ({permitted})" if permitted else "")
+    return message, hint
 
 
 def _model_problems(
@@ -482,16 +500,13 @@ def _model_problems(
 ) -> list[_Found]:
     """One problem per value or key; if a value may have several forms, the one that came furthest speaks for it."""
     traced = [(one, schemas.trace(one, top)) for one in error.errors(include_url=False)]
-    came_further = {at.union for _, at in traced if at.union is not None and len(at.path) > len(at.union)}
+    came_further = {union for _, at in traced for union in at.unions if len(at.path) > len(union)}
     said: dict[tuple[int, int, _Loc], list[tuple[str, str]]] = {}
     for one, at in traced:
         names = tuple(map(_bare, at.path))
-        outdone = at.path == at.union and at.union in came_further and one["type"] != "value_error"
-        if outdone or any(names[:length] in broken for length in range(len(names) + 1)):
-            continue
-        about_key = one["type"] == "extra_forbidden" or one["loc"][-1:] == ("[key]",) != names[-1:]
-        line, column = at.spot.key if about_key else (at.spot.line, at.spot.column)
-        said.setdefault((line, column, at.path), []).append(_words(one, at))
+        outdone = at.path in at.unions and at.path in came_further and one["type"] != "value_error"
+        if not outdone and not any(names[:length] in broken for length in range(len(names) + 1)):
+            said.setdefault((at.spot.line, at.spot.column, at.path), []).append(_words(one, at))
     found = []
     for (line, column, loc), words in said.items():
         message = ", and ".join(dict.fromkeys(message for message, _ in words))

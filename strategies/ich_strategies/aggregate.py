@@ -23,7 +23,7 @@ class Fault(StrEnum):
 def fault(
     sent: NDArray[np.floating],
     returned: Mapping[str, NDArray[np.floating]],
-    names: Sequence[str],
+    widths: Mapping[str, int],
     patients: Sequence[int],
     expected_patients: Sequence[int],
     *,
@@ -32,19 +32,21 @@ def fault(
 ) -> Fault | None:
     """The first thing wrong with an update of F folds, or None.
 
-    `sent`: (F, size) weights before training. `returned`: per name (F, size); `names`: what must be there.
+    `sent`: (F, size) weights before training. `returned`: per name (F, width); `widths`: what must be there, and how wide.
     `patients`: what the update claims per fold; `expected_patients`: what the hospital said before round 1.
     """
     if list(patients) != list(expected_patients) or not all(0 < count <= most_patients for count in patients):
         return Fault.PATIENTS
-    if set(returned) != set(names) or returned["weights"].shape != sent.shape:
+    if set(returned) != set(widths):
         return Fault.SHAPE
-    if any(len(rows) != len(sent) or rows.dtype != sent.dtype for rows in returned.values()):
-        return Fault.SHAPE
+    for name, rows in returned.items():
+        if rows.shape != (len(sent), widths[name]) or rows.dtype != sent.dtype:
+            return Fault.SHAPE
     if not all(np.isfinite(rows).all() for rows in returned.values()):
         return Fault.NOT_FINITE
     if largest_norm is not None:
-        norms = np.linalg.norm((returned["weights"] - sent).astype(np.float64), axis=1)
+        with np.errstate(over="ignore"):  # infinite is above any limit
+            norms = np.linalg.norm(returned["weights"].astype(np.float64) - sent, axis=1)
         if norms.max() > largest_norm:
             return Fault.NORM
     return None

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ich_models import exchange
 from ich_models.clinical import columns
 from ich_models.exchange import Layout
 from ich_models.federation import Federation
-from ich_models.networks.registry import DTYPES, build
+from ich_models.networks.registry import DTYPES, OUTPUT_BIAS, build
 from ich_strategies import registry
 from ich_strategies.strategy import Strategy
 
@@ -74,6 +76,13 @@ class Plan:
     def start(self) -> torch.Tensor:
         """(1, size): the start values of what travels."""
         return exchange.row(self._fresh(), self.weights)
+
+    def start_row(self, log_odds: float) -> NDArray[np.floating]:
+        """(size,): the start values, the output bias at `log_odds` if the network asks for the prevalence."""
+        row = self.start.clone()
+        if self.federation.network.bias == "prevalence":
+            self.weights.unpack(row)[OUTPUT_BIAS].fill_(log_odds)
+        return row[0].numpy()
 
     @cached_property
     def start_local(self) -> torch.Tensor:

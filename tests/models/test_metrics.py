@@ -51,6 +51,13 @@ def naive_delong(y, *scores):
     return areas, np.atleast_2d(np.cov(by_event)) / m + np.atleast_2d(np.cov(by_other)) / n
 
 
+def test_the_order_of_metrics_is_fixed():
+    assert " ".join(METRICS) == (
+        "auroc auprc brier calibration_slope calibration_intercept accuracy f1 recall precision specificity"
+    )
+    assert tuple(RANGES) == METRICS
+
+
 # By hand
 
 
@@ -227,6 +234,22 @@ def test_bootstrap_agrees_with_a_plain_loop(n, grid, threshold):
         assert (found[name].low, found[name].high) == expected
 
 
+def test_bootstrap_leaves_out_samples_of_one_class():
+    y, p = (
+        np.array([1, 1, 1, 0]),
+        np.array([0.2, 0.3, 0.4, 0.9]),
+    )  # the only non-event on top: half of all draws lack it
+    draws = np.random.Generator(np.random.PCG64(0)).integers(0, 4, size=(400, 4))
+    samples = []
+    for row in draws:
+        weight = np.bincount(row, minlength=4)
+        if 0 < weight[0] < 4:
+            samples.append(sk.average_precision_score(y[::-1], p[::-1], sample_weight=weight))
+    assert len(samples) < 300
+    found = evaluate(y, p, 0.5, resamples=400).metrics["auprc"]
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(samples, [2.5, 97.5])))
+
+
 def test_bootstrap_does_not_depend_on_how_it_is_cut_up(monkeypatch):
     y, p = simulated(90, 2, grid=30)
     whole = evaluate(y, p, 0.4)
@@ -350,7 +373,9 @@ def test_newton_survives_a_step_that_overshoots():
 
 
 def test_delong_with_a_single_event_has_no_variance():
-    area, variance = delong([1, 0, 0], [0.5, 0.6, 0.4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        area, variance = delong([1, 0, 0], [0.5, 0.6, 0.4])
     assert area == 0.5
     assert math.isnan(variance)
 

@@ -11,6 +11,9 @@ from ich_models.networks.tabular import logistic, mlp
 
 _BUILDERS: Final[dict[str, Callable[[Any, int], nn.Module]]] = {"logistic": logistic, "mlp": mlp}
 
+OUTPUT_BIAS: Final = "output.bias"
+"""Every network's last bias has this name."""
+
 DTYPES: Final = {"float32": torch.float32, "float64": torch.float64}
 
 

@@ -1,0 +1,311 @@
+"""Hospitals' tables to patients: every mapping and file is checked in full, and all that is wrong is said at once."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ich_client import sheets, values
+from ich_client.hospital import HospitalConfig, Limits
+from ich_client.sheets import Sheet, likely
+from ich_models import clinical
+from ich_models.batch import Patients
+from ich_models.clinical import Value
+from ich_models.errors import DataError, Problem
+from ich_models.federation import Federation
+from ich_models.metrics import delong
+from ich_models.variables import Variable
+from ich_models.yaml_config import Document
+
+LEAKING_AUC = 0.95
+"""A single predictor that separates the outcome better than this is a warning ..."""
+
+LEAK_NEEDS = 10
+"""... where at least so many patients are known with the outcome, and without."""
+
+
+@dataclass(frozen=True)
+class Hospital:
+    """One hospital's patients, ready for training. `excluded`: reason -> number of rows left out."""
+
+    name: str
+    patients: Patients
+    limits: Limits
+    excluded: Mapping[str, int]
+    warnings: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The rows of a sheet that are one hospital."""
+
+    name: str
+    rows: list[int]
+
+
+def load_hospitals(
+    mappings: Sequence[Document[HospitalConfig]], root: Path, federation: Document[Federation]
+) -> tuple[Hospital, ...]:
+    """The hospitals of all mappings, by name; files are looked for in the folder `root`.
+
+    Only the study's predictors and outcome are read. Raises DataError with every problem of every mapping and file.
+    """
+    read: dict[tuple[object, ...], Sheet | None] = {}
+    problems: list[Problem] = []
+    hospitals: list[Hospital] = []
+    places: dict[str, str] = {}
+    for document in mappings:
+        table = document.value.table
+        key = (root / table.file, table.sheet, table.separator, table.encoding, table.decimal, *(table.header or ()))
+        if key not in read:
+            try:
+                read[key] = sheets.read(root / table.file, document)
+            except DataError as error:
+                problems += error.problems
+                read[key] = None
+        sheet = read[key]
+        problems += _unmapped(document, federation.value, sheet)
+        if sheet is None:
+            continue
+        parts, found = _parts(sheet, document)
+        problems += found
+        for part in parts:
+            where = document.where("hospital")
+            if part.name in places:
+                hint = "give every hospital a name of its own"
+                problems.append(Problem(f"hospital '{part.name}' is also at {places[part.name]}", where, hint))
+            places.setdefault(part.name, where)
+        loaded, found = _hospitals(parts, sheet, document, federation.value)
+        hospitals += loaded
+        problems += found
+    if not mappings:
+        problems.append(Problem("there are no hospitals", hint="give at least one hospital.yaml"))
+    if problems:
+        raise DataError(dict.fromkeys(problems))
+    return tuple(sorted(hospitals, key=lambda hospital: hospital.name))
+
+
+def _needed(federation: Federation) -> dict[str, Variable]:
+    """The variables that the study reads: its predictors and its outcome."""
+    outcome = federation.task.outcome.variable
+    return {**federation.predictors, outcome: federation.modalities.table.variables[outcome]}
+
+
+def _unmapped(document: Document[HospitalConfig], federation: Federation, sheet: Sheet | None) -> list[Problem]:
+    mapped = document.value.table.columns
+    missing = [name for name in _needed(federation) if name not in mapped]
+    problems = []
+    for name in missing:
+        use = "the outcome" if name == federation.task.outcome.variable else "a predictor"
+        same = [column for column in (sheet.header if sheet else ()) if column.casefold() == name.casefold()]
+        hint = f"add {name}: {{from: {same[0] if same else 'COLUMN'}}}"
+        problems.append(
+            Problem(f"the study needs '{name}' ({use}), and it is not mapped", document.where("table", "columns"), hint)
+        )
+    return problems
+
+
+# --- rows to hospitals ------------------------------------------------------------------------------------------------
+
+
+def _parts(sheet: Sheet, document: Document[HospitalConfig]) -> tuple[list[_Part], list[Problem]]:
+    """The hospitals of a sheet: one, or one for each value of `split_by` with enough rows."""
+    table, name = document.value.table, document.value.hospital
+    if table.split_by is None:
+        return [_Part(name, list(range(len(sheet.rows))))], []
+    where = document.where("table", "split_by")
+    if table.split_by not in sheet.header:
+        return [], [Problem(f"no column '{table.split_by}' in {sheet.name}", where, sheet.known(table.split_by))]
+    groups: dict[str, list[int]] = {}
+    for row, value in enumerate(sheet.column(table.split_by)):
+        groups.setdefault(value, []).append(row)
+    problems: list[Problem] = []
+    if nowhere := groups.pop("", []):
+        hint = "fill it in, or delete these rows"
+        problems.append(Problem(f"no hospital: '{table.split_by}' is empty", sheet.place(nowhere), hint))
+    least = table.min_patients or 1
+    parts = [_Part(f"{name}-{_slug(value)}", rows) for value, rows in groups.items() if len(rows) >= least]
+    if not parts and groups:
+        most = max(map(len, groups.values()))
+        message = f"none of the {len(groups)} hospitals of {sheet.name} has {least} patients"
+        problems.append(
+            Problem(message, document.where("table", "min_patients"), f"the largest has {most}: lower min_patients")
+        )
+    return parts, problems
+
+
+def _slug(value: str) -> str:
+    """A value of `split_by` as it may stand in a hospital's name."""
+    return re.sub(r"[^a-z0-9._-]+", "-", value.lower()).strip("-")
+
+
+def _identifiers(part: _Part, sheet: Sheet, document: Document[HospitalConfig]) -> tuple[dict[int, str], list[Problem]]:
+    """The patient of each row; the number of the row where the mapping names no column."""
+    column = document.value.table.patient
+    if column is None:
+        return {row: str(row + 1) for row in part.rows}, []
+    cells = sheet.column(column)
+    problems = []
+    if nameless := [row for row in part.rows if not cells[row]]:
+        hint = "fill it in, or leave table.patient out if every row is a patient"
+        problems.append(Problem(f"no patient identifier in '{column}'", sheet.place(nameless, 3), hint))
+    counts = Counter(cells[row] for row in part.rows if cells[row])
+    first = next((cell for cell, count in counts.items() if count > 1), None)
+    if first is not None:
+        rows = [row for row in part.rows if cells[row] == first]
+        others = sum(count > 1 for count in counts.values()) - 1
+        more = f"; so do {others} more" if others else ""
+        hint = "keep one row per patient: delete the copy, or merge the rows"
+        problems.append(
+            Problem(f"one patient identifier ('{column}') has {len(rows)} rows{more}", sheet.place(rows, 5), hint)
+        )
+    return {row: cells[row] for row in part.rows}, problems
+
+
+# --- rows to patients -------------------------------------------------------------------------------------------------
+
+
+def _hospitals(
+    parts: Sequence[_Part], sheet: Sheet, document: Document[HospitalConfig], federation: Federation
+) -> tuple[list[Hospital], list[Problem]]:
+    """The hospitals of one sheet. A problem anywhere in it leaves them out, and every one is returned."""
+    table, outcome = document.value.table, federation.task.outcome
+    problems: list[Problem] = []
+    identified = table.patient is None or table.patient in sheet.header
+    if table.patient is not None and not identified:
+        message, where = f"no column '{table.patient}' in {sheet.name}", document.where("table", "patient")
+        problems.append(Problem(message, where, sheet.known(table.patient)))
+    rows = sorted(row for part in parts for row in part.rows)
+    columns: dict[str, dict[int, Value]] = {}
+    for name, variable in _needed(federation).items():
+        if name not in table.columns:
+            continue
+        found = values.faults(name, variable, sheet, document)
+        if not found and rows:
+            cells, found = values.convert(name, variable, sheet, rows, document)
+            if not found:
+                columns[name] = dict(zip(rows, cells, strict=True))
+        problems += found
+    hospitals = []
+    for part in parts:
+        ids: dict[int, str] = {}
+        if identified:
+            ids, found = _identifiers(part, sheet, document)
+            problems += found
+        if outcome.variable not in columns:
+            continue
+        kept, excluded = _kept(part, columns, federation)
+        labels = np.array([_label(columns[outcome.variable][row], federation) for row in kept], dtype=np.int64)
+        unusable, warnings = _outcome_problems(part, labels, excluded, document, federation)
+        problems += unusable
+        if problems:
+            continue
+        chosen = {name: [columns[name][row] for row in kept] for name in federation.predictors}
+        encoded = clinical.encode(chosen, federation.modalities.table)
+        patients = Patients(tuple(ids[row] for row in kept), encoded, labels)
+        warnings += _predictor_warnings(part.name, chosen, patients, document, federation)
+        warnings += _unknown_mappings(document, federation)
+        hospitals.append(Hospital(part.name, patients, document.value.limits, excluded, tuple(warnings)))
+    return hospitals, problems
+
+
+def _kept(
+    part: _Part, columns: Mapping[str, Mapping[int, Value]], federation: Federation
+) -> tuple[list[int], dict[str, int]]:
+    """The rows that make patients, and how many do not, by reason."""
+    table, outcome = federation.modalities.table, columns[federation.task.outcome.variable]
+    imputed = [name for name, variable in table.chosen.items() if variable.missing == "impute" and name in columns]
+    known = [row for row in part.rows if outcome[row] is not None]
+    complete = [row for row in known if all(columns[name][row] is not None for name in imputed)]
+    kept = complete if table.complete_cases else known
+    counts = {"outcome unknown": len(part.rows) - len(known), "a predictor missing": len(known) - len(kept)}
+    return kept, {reason: count for reason, count in counts.items() if count}
+
+
+def _label(value: Value, federation: Federation) -> bool:
+    assert value is not None, "rows with an unknown outcome were left out"
+    return federation.task.outcome.is_positive(value)
+
+
+def _outcome_problems(
+    part: _Part,
+    labels: NDArray[np.int64],
+    excluded: Mapping[str, int],
+    document: Document[HospitalConfig],
+    federation: Federation,
+) -> tuple[list[Problem], list[Problem]]:
+    """What makes a hospital's outcome unusable, and what is only worth a warning."""
+    variable = federation.task.outcome.variable
+    where = document.where("table", "columns", variable)
+    if not len(labels):
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in excluded.items())
+        hint = f"check the codes and missing values of '{variable}'"
+        return [Problem(f"hospital '{part.name}' has no usable patient ({reasons})", where, hint)], []
+    if 0 < labels.sum() < len(labels):
+        return [], []
+    which = "every" if labels[0] else "no"
+    message = f"{which} patient of hospital '{part.name}' has the positive outcome ({len(labels)} patients)"
+    if federation.task.one_class_hospitals == "keep":
+        return [], [Problem(message, where, f"if that cannot be, check the codes of '{variable}'")]
+    hint = f"check the codes of '{variable}'; if the outcome is rare, the study may say task.one_class_hospitals: keep"
+    return [Problem(message, where, hint)], []
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------------
+
+
+def _predictor_warnings(
+    hospital: str,
+    chosen: Mapping[str, Sequence[Value]],
+    patients: Patients,
+    document: Document[HospitalConfig],
+    federation: Federation,
+) -> list[Problem]:
+    """Predictors that are missing for everyone, and those that alone tell the outcome."""
+    warnings = []
+    for name, cells in chosen.items():
+        if all(cell is None for cell in cells):
+            message = f"'{name}' is missing for all {len(cells)} patients of hospital '{hospital}'"
+            hint = "check the mapping; if it was never measured, the other hospitals' values stand in"
+            warnings.append(Problem(message, document.where("table", "columns", name), hint))
+        area = max(_separation(feature, patients.labels) for feature in _features(cells, federation.predictors[name]))
+        if area > LEAKING_AUC:
+            message = f"'{name}' alone tells the outcome at hospital '{hospital}' (AUC {area:.3f})"
+            hint = "make sure that it is recorded before the outcome, and not because of it"
+            warnings.append(Problem(message, document.where("table", "columns", name), hint))
+    return warnings
+
+
+def _features(cells: Sequence[Value], variable: Variable) -> list[NDArray[np.float64]]:
+    """A number as it is, a category as one yes or no per level; NaN where missing."""
+    if not variable.codes:
+        return [np.array([np.nan if cell is None else cell for cell in cells], dtype=np.float64)]
+    missing = np.array([cell is None for cell in cells])
+    levels = [np.array([cell == level for cell in cells], dtype=np.float64) for level in variable.codes]
+    return [missing.astype(np.float64), *(np.where(missing, np.nan, level) for level in levels)]
+
+
+def _separation(feature: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+    """How well one feature tells the classes apart, in either direction; 0.5 where too few patients can say."""
+    known = ~np.isnan(feature)
+    if np.bincount(labels[known], minlength=2).min() < LEAK_NEEDS:
+        return 0.5
+    area, _ = delong(labels[known], feature[known])
+    return max(area, 1 - area)
+
+
+def _unknown_mappings(document: Document[HospitalConfig], federation: Federation) -> list[Problem]:
+    variables = federation.modalities.table.variables
+    return [
+        Problem(
+            f"the study has no variable '{name}'",
+            document.where("table", "columns", name),
+            likely(name, list(variables), "variables"),
+        )
+        for name in document.value.table.columns
+        if name not in variables
+    ]

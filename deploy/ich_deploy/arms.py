@@ -1,0 +1,186 @@
+"""The arms of a study in simulation: what federated, local and pooled models say of the same test patients."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ich_client.site import Site
+from ich_client.splits import held_out
+from ich_client.train import fit
+from ich_client.work import load_stack, personal, predict
+from ich_models.batch import Patients
+from ich_models.folds import Fold, parse
+from ich_models.metrics import Evaluation, evaluate, youden_threshold
+from ich_models.protocol import Rows
+from ich_models.recipes import Recipe
+from ich_models.statistics import Moments, merge
+from ich_server.results import ArmFound
+from ich_server.study import FIXED_THRESHOLD, StudyResult, questions
+from ich_strategies.plan import Plan
+
+Sites = Mapping[str, Site]
+
+
+@dataclass(frozen=True)
+class Model:
+    """One trained model: its rows, and the threshold chosen where it was trained."""
+
+    rows: Rows
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Some test patients: outcome, probability and the threshold that applies, each (N,)."""
+
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.floating]
+    thresholds: NDArray[np.float64]
+
+    def measure(self, seed: int) -> Evaluation:
+        """Every metric."""
+        return evaluate(self.labels, self.probabilities, self.thresholds, seed=seed)
+
+
+def compare(plan: Plan, sites: Sites, result: StudyResult) -> Iterator[tuple[str, ArmFound]]:
+    """Every arm that the federation file asks for, one after another: (name, what was found)."""
+    evaluation = plan.federation.evaluation
+    models = {fold: Model(result.of([fold]), limit) for fold, limit in result.thresholds.items()}
+    for arm in ("loho", "federated"):
+        asked = {name: folds[arm] for name in sites if arm in (folds := questions(evaluation, name))}
+        if asked:
+            given = [(name, answer) for name, answers in result.answers.items() for answer in answers]
+            hospitals = {name: answer.evaluation() for name, answer in given if answer.arm == arm}
+
+            def own(site: Site, fold: str) -> Model:
+                return Model(next(personal(site, [fold], models[fold].rows)), models[fold].threshold)
+
+            yield arm, ArmFound(hospitals, _all_patients(plan, sites, own, asked).measure(plan.seed))
+    within = {name: folds["federated"] for name in sites if "federated" in (folds := questions(evaluation, name))}
+    if evaluation.comparisons.local:
+        yield "local", _local(plan, sites, within, evaluation.comparisons.local)
+    if evaluation.comparisons.pooled:
+        if evaluation.leave_one_hospital_out:
+            loho = {name: [f"without:{name}"] for name in sites}
+            yield "pooled", _pooled(plan, sites, loho, evaluation.comparisons.pooled)
+        if within:
+            name = "pooled_within" if evaluation.leave_one_hospital_out else "pooled"
+            yield name, _pooled(plan, sites, within, evaluation.comparisons.pooled)
+
+
+# --- arms -------------------------------------------------------------------------------------------------------------
+
+
+def _local(plan: Plan, sites: Sites, asked: Mapping[str, Sequence[str]], recipe: Recipe) -> ArmFound:
+    """Each hospital alone: its own scaling, its own start, its own threshold."""
+    scored = {}
+    for name, site in sites.items():
+        models = {}
+        for fold in map(parse, asked[name]):
+            part = fold.part or 0
+            models[fold.name] = train_alone(plan, [site], part, recipe, (plan.seed, 1, *name.encode()))
+        scored[name] = _join([_score(plan, site, models[fold], parse(fold)) for fold in asked[name]])
+    return _found(scored, _join(list(scored.values())), plan.seed)
+
+
+def _pooled(plan: Plan, sites: Sites, asked: Mapping[str, Sequence[str]], recipe: Recipe) -> ArmFound:
+    """All training hospitals of each fold in one place."""
+    models = {}
+    for fold in map(parse, dict.fromkeys(fold for folds in asked.values() for fold in folds)):
+        learning = [site for name, site in sites.items() if fold.trains_at(name)]
+        models[fold.name] = train_alone(plan, learning, fold.part or 0, recipe, (plan.seed, 0))
+    scored = {}
+    for name, site in sites.items():
+        parts = [(_own_scaling(plan, site, models[fold], parse(fold)), parse(fold)) for fold in asked[name]]
+        scored[name] = _join([_score(plan, site, model, fold) for model, fold in parts])
+    return _found(scored, _all_patients(plan, sites, lambda _, fold: models[fold], asked), plan.seed)
+
+
+def _found(scored: Mapping[str, Scored], pooled: Scored, seed: int) -> ArmFound:
+    return ArmFound({name: part.measure(seed) for name, part in scored.items()}, pooled.measure(seed))
+
+
+def _all_patients(
+    plan: Plan, sites: Sites, model_at: Callable[[Site, str], Model], asked: Mapping[str, Sequence[str]]
+) -> Scored:
+    """All test patients together, each under the model that its hospital uses. Under `scaling: hospital` the pooled table is scaled as one data set.
+
+    (Ogier du Terrail et al., FLamby, NeurIPS 2022: the pooled test set, for every method, by the pooled training mean
+    and standard deviation.)
+    """
+    parts = []
+    for name, site in sites.items():
+        for fold in map(parse, asked[name]):
+            model = model_at(site, fold.name)
+            if plan.federation.modalities.table.scaling == "hospital":
+                moments = merge(s.moments(fold.part or 0) for n, s in sites.items() if fold.trains_at(n))
+                model = Model({**model.rows, "constants": _constants(plan, moments)}, model.threshold)
+            parts.append(_score(plan, site, model, fold))
+    return _join(parts)
+
+
+# --- one model --------------------------------------------------------------------------------------------------------
+
+
+def train_alone(plan: Plan, sites: Sequence[Site], part: int, recipe: Recipe, seed: tuple[int, ...]) -> Model:
+    """Train the plan's network in one place on the training patients of `sites`, scaled by their own statistics."""
+    moments = merge(site.moments(part) for site in sites)
+    rows = {"weights": plan.start_row(moments.log_odds)[None], "constants": _constants(plan, moments)}
+    if plan.local.size:
+        rows["local"] = plan.start_local.numpy()
+    stack = load_stack(plan, rows)
+    train = _patients(sites, part, "train")
+    fit(stack, train.batch(plan.dtype), recipe, seed=seed)
+    tensors = stack.tensors()
+    rows["weights"] = plan.weights.pack(tensors, plan.start).numpy().copy()
+    if plan.local.size:
+        rows["local"] = plan.local.pack(tensors, plan.start).numpy().copy()
+    return Model(rows, _threshold(plan, rows, _patients(sites, part, "validation"), train))
+
+
+def _patients(sites: Sequence[Site], part: int, role: str) -> Patients:
+    taken = [site.hospital.patients.take(getattr(site.split(part), role)) for site in sites]
+    return Patients(
+        tuple(identifier for patients in taken for identifier in patients.ids),
+        np.concatenate([patients.table for patients in taken]),
+        np.concatenate([patients.labels for patients in taken]),
+    )
+
+
+def _threshold(plan: Plan, rows: Rows, validation: Patients, train: Patients) -> float:
+    fixed = plan.federation.evaluation.threshold
+    if fixed != "youden":
+        return fixed
+    chosen = validation if len(validation) else train
+    found = youden_threshold(chosen.labels, predict(plan, rows, chosen.table)[0])
+    return FIXED_THRESHOLD if found is None else found
+
+
+def _constants(plan: Plan, moments: Moments) -> NDArray[np.floating]:
+    scaled = plan.federation.modalities.table.scaling != "none"
+    return moments.constants(scaled=scaled).reshape(1, -1).astype(plan.start.numpy().dtype)
+
+
+def _own_scaling(plan: Plan, site: Site, model: Model, fold: Fold) -> Model:
+    """Under `scaling: hospital` a hospital scales its own patients, whoever trained the model."""
+    if plan.federation.modalities.table.scaling != "hospital":
+        return model
+    return Model({**model.rows, "constants": site.constants(fold.part or 0).numpy()}, model.threshold)
+
+
+def _score(plan: Plan, site: Site, model: Model, fold: Fold) -> Scored:
+    """A hospital's held-out patients of a fold under a model."""
+    patients = site.hospital.patients
+    rows = held_out(patients.labels, plan.federation.evaluation, fold)
+    probabilities = predict(plan, model.rows, patients.table[rows])[0]
+    return Scored(patients.labels[rows], probabilities, np.full(len(rows), model.threshold))
+
+
+def _join(parts: Sequence[Scored]) -> Scored:
+    return Scored(
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.thresholds for part in parts]),
+    )

@@ -1,0 +1,135 @@
+"""A whole study on one machine: the ClientApp and round engine of a deployment, every arm, every seed, the results."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+
+from ich_client.app import build_app
+from ich_client.site import Site
+from ich_deploy import source
+from ich_deploy.arms import compare
+from ich_deploy.grid import InProcessGrid, run_on_flower
+from ich_deploy.source import Source
+from ich_models.files import read_json, write_json
+from ich_models.protocol import Answer
+from ich_server import results
+from ich_server.results import ArmFound
+from ich_server.report.page import write_report
+from ich_server.study import RoundReport, StudyResult, run_study
+from ich_strategies.plan import Plan
+
+Engine = Literal["in-process", "flower"]
+
+PARTITION = "partition-id"
+"""Flower's name, in a node's configuration, for the number that tells simulated nodes apart."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a simulation runs; none of it changes a number."""
+
+    engine: Engine = "in-process"
+    serialise: bool = False
+    """Put every message on the wire (in-process engine; Flower's own always does)."""
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a simulation tells while it runs: each round, and each arm (seed, name) when it is done."""
+
+    round_done: Callable[[RoundReport], None] = lambda report: None
+    arm_done: Callable[[int, str], None] = lambda seed, arm: None
+
+
+def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, watch: Watch) -> results.Results:
+    """Run the study of every seed and write `results.json`, `results.csv` and `report.html` to `out`.
+
+    Raises ConfigurationError, DataError or RunError. With `options.resume` the finished parts of an earlier run in
+    `out` are taken over, and the numbers are those of an uninterrupted run.
+    """
+    federation, hospitals = source.load(origin)
+    studies: list[StudyResult] = []
+    found: list[dict[str, ArmFound]] = []
+    for seed in seeds:
+        plan = Plan(federation.value, seed)
+        folder = out / "seeds" / f"seed-{seed}"
+        studies.append(_study(origin, plan, out, folder, options, watch))
+        found.append(_arms(plan, _sites(origin, seed, out), studies[-1], folder / "arms.json", options, watch))
+    data = {
+        hospital.name: results.HospitalData(
+            n=len(hospital.patients), events=int(hospital.patients.labels.sum()), excluded=dict(hospital.excluded)
+        )
+        for hospital in hospitals
+    }
+    whole = results.assemble(federation.value, data, seeds, studies, found)
+    results.write(whole, out)
+    write_report(whole, out / "report.html")
+    return whole
+
+
+# --- the federated study, on either engine ----------------------------------------------------------------------------
+
+
+def _study(origin: Source, plan: Plan, out: Path, folder: Path, options: Options, watch: Watch) -> StudyResult:
+    nodes = len(source.load(origin)[1])
+
+    def run(grid: Grid) -> StudyResult:
+        return run_study(grid, plan, folder, resume=options.resume, watch=watch.round_done)
+
+    if options.engine == "flower":
+        return run_on_flower(client_app(origin, out), nodes, run)
+    configs = {node + 1: {PARTITION: node} for node in range(nodes)}
+    return run(InProcessGrid(client_app(origin, out), configs, serialise=options.serialise))
+
+
+def client_app(origin: Source, out: Path) -> ClientApp:
+    """The hospitals' ClientApp; which hospital it is follows from the node. Usable in any process that sees the files."""
+
+    def site_of(context: Context, seed: int) -> Site:
+        return _sites(origin, seed, out)[int(context.node_config[PARTITION])]
+
+    return build_app(site_of)
+
+
+@lru_cache(maxsize=8)
+def _sites(origin: Source, seed: int, out: Path) -> tuple[Site, ...]:
+    """Every hospital at work, sorted by name, made once per process; they share one plan, hence one network."""
+    federation, hospitals = source.load(origin)
+    plan = Plan(federation.value, seed)
+    return tuple(Site(plan, hospital, out / "hospitals") for hospital in hospitals)
+
+
+# --- the arms ---------------------------------------------------------------------------------------------------------
+
+
+def _arms(
+    plan: Plan, sites: Sequence[Site], study: StudyResult, path: Path, options: Options, watch: Watch
+) -> dict[str, ArmFound]:
+    """Every arm's evaluations, kept in `path` so that a resumed run need not train them again."""
+    found: dict[str, ArmFound] = {}
+    if options.resume and path.exists():
+        for arm, kept in read_json(path).items():
+            hospitals = {name: Answer.model_validate(answer).evaluation() for name, answer in kept["hospitals"].items()}
+            found[arm] = ArmFound(hospitals, Answer.model_validate(kept["pooled"]).evaluation())
+        return found
+    for arm, whole in compare(plan, {site.hospital.name: site for site in sites}, study):
+        found[arm] = whole
+        watch.arm_done(plan.seed, arm)
+    write_json(
+        path,
+        {
+            arm: {
+                "hospitals": {name: Answer.of(arm, evaluation).model_dump() for name, evaluation in whole.hospitals.items()},
+                "pooled": Answer.of(arm, whole.pooled).model_dump(),
+            }
+            for arm, whole in found.items()
+        },
+    )
+    return found

@@ -1,0 +1,68 @@
+"""Who takes part in a study: each hospital says its name and its statistics before round 1."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from ich_models.errors import Problem, RunError
+from ich_models.protocol import STATISTICS, PartStatistics, StatisticsReply, StatisticsTask, to_record
+from ich_models.statistics import Moments
+from ich_server.rounds import Failure, Request, exchange, read
+from ich_strategies.plan import Plan
+
+
+@dataclass(frozen=True)
+class Member:
+    """A hospital that takes part: its node in the grid, and the statistics of its training patients per part."""
+
+    node: int
+    moments: Mapping[int, Moments]
+
+    def facts(self) -> dict[str, Any]:
+        """The statistics as JSON values, exact to the last digit."""
+        return {str(part): PartStatistics.of(moments).model_dump() for part, moments in self.moments.items()}
+
+
+def meet(grid: Grid, plan: Plan) -> dict[str, Member]:
+    """Ask every node who it is; the members sorted by name.
+
+    Raises RunError if two have one name, or if too few can take part: all must unless the quorum says otherwise.
+    """
+    federation = plan.federation
+    parts = list(range((federation.evaluation.folds or 0) + 1))
+    nodes = {str(node): node for node in sorted(grid.get_node_ids())}
+    task = to_record(StatisticsTask(federation=plan.hash, seed=plan.seed, parts=parts))
+    requests = [Request(node, (), task) for node in nodes]
+    members: dict[str, Member] = {}
+    absent: list[Problem] = []
+    for request, reply in exchange(grid, nodes, requests, STATISTICS, federation.quorum.deadline, "statistics"):
+        answer = read(reply, StatisticsReply)
+        failure = answer if isinstance(answer, Failure) else _unsound(answer[0], plan, parts)
+        if failure is not None:
+            absent.append(Problem(failure.reason, f"node {request.hospital}", "its own log says more"))
+        elif not isinstance(answer, Failure):
+            name = answer[0].hospital
+            if name in members:
+                raise RunError(f"two hospitals call themselves '{name}'", hint="give each a name of its own")
+            moments = {part: answer[0].parts[part].moments() for part in parts}
+            members[name] = Member(nodes[request.hospital], moments)
+    needed = federation.quorum.hospitals or len(nodes)
+    if federation.evaluation.leave_one_hospital_out:
+        needed = max(2, needed)
+    if len(members) < needed:
+        count = Problem(f"{len(members)} of {len(nodes)} hospitals can take part, and the study needs {needed}")
+        raise RunError([count, *absent])
+    return dict(sorted(members.items()))
+
+
+def _unsound(reply: StatisticsReply, plan: Plan, parts: Sequence[int]) -> Failure | None:
+    """Statistics that are not of this federation's network and table."""
+    widths = {len(column) for p in reply.parts.values() for column in (p.count, p.mean, p.m2)}
+    counts = [(p.patients, p.events) for p in reply.parts.values()]
+    if reply.schema_hash != plan.schema or sorted(reply.parts) != list(parts) or widths != {len(plan.columns)}:
+        return Failure("another network or table than this federation's")
+    if not all(0 < patients <= plan.federation.checks.patients and events <= patients for patients, events in counts):
+        return Failure("patient counts that cannot be")
+    return None

@@ -1,0 +1,429 @@
+"""`report.html`: a study's results on one self-contained page, without scripts and without a single request."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ich_models.files import write_atomic
+from ich_models.metrics import METRICS, MIN_PER_CLASS
+from ich_server.report import plots
+from ich_server.results import Arm, Figures, Results
+from ich_server.summary import (
+    FEW,
+    FEW_HOSPITALS,
+    LABELS,
+    NOTHING,
+    POOLED_METRICS,
+    Pooled,
+    arm_label,
+    compared,
+    difference,
+    estimate,
+    hospitals_of,
+    in_order,
+    interval,
+    main_arm,
+    many,
+    metric,
+    natural,
+    number,
+    pooled,
+    same_patient_groups,
+    spread,
+    values,
+    with_few,
+)
+
+_ENVIRONMENT: Final = Environment(
+    loader=PackageLoader("ich_server", "report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number and, on a line below it, its interval."""
+
+    value: str
+    around: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: what it is about, then its cells."""
+
+    head: str
+    cells: tuple[Cell, ...]
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; `open`: not folded away."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Card:
+    """One number of the headline."""
+
+    title: str
+    value: str
+    around: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with the text under it."""
+
+    svg: Markup
+    caption: str
+
+
+def write_report(results: Results, path: Path) -> None:
+    """Write the report of `results` to `path`; the same bytes for the same results."""
+    write_atomic(path, render(results).encode())
+
+
+def render(results: Results) -> str:
+    """The page."""
+    main = main_arm(results)
+    arm = results.arms[main] if main else None
+    found = pooled(arm, "auroc") if arm else None
+    return _ENVIRONMENT.get_template("page.html.j2").render(
+        study=results.study,
+        sentence=_sentence(results),
+        headline=_headline_title(main),
+        arm=arm,
+        cards=_cards(arm, found) if arm and found else [],
+        warnings=_warnings(results, arm, found) if arm and found else ["No hospital was evaluated."],
+        across=_across(arm) if arm else None,
+        hospitals=_hospitals(results),
+        forest=_forest(arm, found) if arm and found else None,
+        arms=_arms(results),
+        arm_metrics=_arm_metrics(results),
+        arms_plot=_arms_plot(results),
+        descriptions=[(arm_label(name), results.arms[name].description) for name in in_order(results)],
+        details=[_details(name, results.arms[name]) for name in in_order(results)],
+        training=_training(results),
+        quarantined=_quarantined(results),
+        threshold=_threshold(results),
+        intervals=results.intervals,
+        seeds=_seeds(results.seeds),
+    )
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def _sentence(results: Results) -> str:
+    study = results.study
+    patients = sum(found.n for found in results.hospitals.values())
+    events = sum(found.events for found in results.hospitals.values())
+    return (
+        f"Predicts {study.outcome} with the network {study.network}, trained by {study.strategy} in"
+        f" {many(study.rounds, 'round')} at {many(len(results.hospitals), 'hospital')} with"
+        f" {many(patients, 'patient')}, of whom {_share(events, patients)} had the event; {_seeds(results.seeds)}."
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({part / whole:.1%})".replace("%", " %") if whole else f"{part:,}"
+
+
+def _seeds(seeds: list[int]) -> str:
+    run = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[-1] + 1))
+    listed = f"{seeds[0]}–{seeds[-1]}" if run else ", ".join(map(str, seeds))
+    return f"{many(len(seeds), 'seed')} ({listed})"
+
+
+def _headline_title(main: str | None) -> str:
+    titles = {
+        "loho": "AUROC at hospitals that the model has never seen",
+        "federated": "AUROC of the federated model on patients that it did not learn from",
+    }
+    return titles.get(main or "", f"AUROC: {arm_label(main or 'no arm')}")
+
+
+def _cards(arm: Arm, found: Pooled) -> list[Card]:
+    return [_summary_card(arm, found), _median_card(arm), *_together_card(arm)]
+
+
+def _summary_card(arm: Arm, found: Pooled) -> Card:
+    title, summary = "Random-effects mean over hospitals", found.summary
+    if summary is None:
+        note = f"No hospital has an interval: that needs {MIN_PER_CLASS} events and {MIN_PER_CLASS} non-events."
+        return Card(title, NOTHING, "", note)
+    prediction = interval("auroc", summary.prediction_low, summary.prediction_high)
+    return Card(
+        title,
+        number("auroc", summary.estimate),
+        f"95 % CI {interval('auroc', summary.low, summary.high)}",
+        f"Prediction interval for a new hospital: {prediction or 'needs 4 hospitals'}."
+        f" {summary.k} of {many(len(arm.hospitals), 'hospital')}.",
+    )
+
+
+def _median_card(arm: Arm) -> Card:
+    found = spread(list(values(arm, "auroc").values()))
+    if found is None:
+        return Card("Median over hospitals", NOTHING, "", "The AUROC cannot be estimated at any hospital.")
+    return Card(
+        "Median over hospitals",
+        number("auroc", found.median),
+        f"IQR {interval('auroc', found.lower_quartile, found.upper_quartile)}",
+        f"From {number('auroc', found.minimum)} to {number('auroc', found.maximum)}."
+        f" {found.k} of {many(len(arm.hospitals), 'hospital')}.",
+    )
+
+
+def _together_card(arm: Arm) -> list[Card]:
+    if arm.pooled is None:
+        return []
+    found = arm.pooled.auroc
+    around = interval("auroc", found.low, found.high)
+    return [
+        Card(
+            "All test patients together",
+            number("auroc", found.value),
+            f"95 % CI {around}" if around else "",
+            f"Simulation only: {many(arm.pooled.n, 'patient')} of different hospitals in one ranking.",
+        )
+    ]
+
+
+def _warnings(results: Results, arm: Arm, found: Pooled) -> list[str]:
+    return [*_few_warnings(arm, found), *_missing_warnings(results, arm, found)]
+
+
+def _few_warnings(arm: Arm, found: Pooled) -> list[str]:
+    said = []
+    entered = found.summary.k if found.summary else 0
+    if entered < FEW_HOSPITALS:
+        said.append(
+            f"The random-effects summary rests on {many(entered, 'hospital')}: under {FEW_HOSPITALS}, the variation"
+            " between hospitals, and with it every interval of the summary, is a rough guess."
+        )
+    few = with_few(arm)
+    if few:
+        said.append(
+            f"{len(few)} of {many(len(arm.hospitals), 'hospital')} {'has' if len(few) == 1 else 'have'} under {FEW} events"
+            f" or under {FEW} non-events: their own figures, calibration above all, are uncertain."
+            + (f" ({', '.join(few)})" if len(few) <= 12 else "")
+        )
+    return said
+
+
+def _missing_warnings(results: Results, arm: Arm, found: Pooled) -> list[str]:
+    said = []
+    if found.without_interval:
+        said.append(
+            "Shown, but not part of the random-effects summary, for want of an interval (under"
+            f" {MIN_PER_CLASS} events or {MIN_PER_CLASS} non-events): {', '.join(found.without_interval)}."
+        )
+    if found.not_estimable:
+        said.append(f"AUROC not estimable (a single class, or not in every seed): {', '.join(found.not_estimable)}.")
+    silent = sorted(results.hospitals.keys() - arm.hospitals.keys(), key=natural)
+    if silent:
+        said.append(f"Without figures, because no evaluation came back: {', '.join(silent)}.")
+    if results.quarantined:
+        said.append(f"{many(len(results.quarantined), 'reply').replace('replys', 'replies')} set aside: see below.")
+    return said
+
+
+def _threshold(results: Results) -> str:
+    if results.study.threshold != "youden":
+        return f"Fixed at {results.study.threshold} in the federation file."
+    chosen = [value for seed in results.training.values() for value in seed.thresholds.values()]
+    rule = (
+        "Chosen on the training hospitals alone: each sends the threshold with its largest Youden index (recall +"
+        " specificity − 1), and the mean, weighted by patients, is used at the hospital that is tested."
+    )
+    if not chosen:
+        return rule
+    return f"{rule} Over {many(len(chosen), 'model')} it lies between {min(chosen):.3f} and {max(chosen):.3f}."
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _across(arm: Arm) -> Table:
+    columns = ("Metric", "Random-effects mean", "95 % prediction interval", "τ", "I²", "Median (IQR)", "Hospitals")
+    rows = tuple(_across_row(arm, name) for name in METRICS)
+    together = arm.pooled
+    if together is not None:
+        columns = (*columns, "All test patients (simulation only)")
+        rows = tuple(
+            Row(row.head, (*row.cells, _cell(together, name))) for row, name in zip(rows, METRICS, strict=True)
+        )
+    return Table(
+        "Every metric across hospitals",
+        columns,
+        rows,
+        "Random effects: REML with Hartung–Knapp intervals over the hospitals with at least"
+        f" {MIN_PER_CLASS} events and {MIN_PER_CLASS} non-events; τ (standard deviation between hospitals) and I² are on"
+        " the scale of the analysis, for the AUROC its logit. Perfect calibration: slope 1, intercept 0.",
+    )
+
+
+def _across_row(arm: Arm, name: str) -> Row:
+    found = spread(list(values(arm, name).values()))
+    middle = Cell(NOTHING)
+    if found:
+        middle = Cell(number(name, found.median), interval(name, found.lower_quartile, found.upper_quartile))
+    summary = pooled(arm, name).summary if name in POOLED_METRICS else None
+    cells = (Cell(""), Cell(""), Cell(""), Cell(""))
+    if summary is not None:
+        cells = (
+            Cell(number(name, summary.estimate), interval(name, summary.low, summary.high)),
+            Cell(interval(name, summary.prediction_low, summary.prediction_high) or "needs 4 hospitals"),
+            Cell(NOTHING if summary.tau is None else f"{summary.tau:.3f}"),
+            Cell(NOTHING if summary.i2 is None else f"{100 * summary.i2:.0f} %"),
+        )
+    return Row(LABELS[name], (*cells, middle, Cell(str(found.k if found else 0))))
+
+
+def _cell(figures: Figures, name: str) -> Cell:
+    found = metric(figures, name)
+    return Cell(number(name, found.value), interval(name, found.low, found.high))
+
+
+def _hospitals(results: Results) -> Table:
+    rows = []
+    for name in sorted(results.hospitals, key=natural):
+        found = results.hospitals[name]
+        reasons = "; ".join(f"{reason}: {count:,}" for reason, count in sorted(found.excluded.items()) if count)
+        counts = (f"{found.n:,}", _share(found.events, found.n), f"{sum(found.excluded.values()):,}", reasons)
+        rows.append(Row(name, tuple(map(Cell, counts))))
+    patients = sum(found.n for found in results.hospitals.values())
+    events = sum(found.events for found in results.hospitals.values())
+    excluded = sum(sum(found.excluded.values()) for found in results.hospitals.values())
+    total = (f"{patients:,}", _share(events, patients), f"{excluded:,}", "")
+    rows.append(Row("All hospitals", tuple(map(Cell, total)), total=True))
+    return Table("Patients of each hospital", ("Hospital", "Patients", "Events", "Left out", "Why"), tuple(rows))
+
+
+def _details(name: str, arm: Arm) -> Table:
+    columns = ("Hospital", "Patients", "Events", *(LABELS[each] for each in METRICS))
+    rows = [_details_row(hospital, figures) for hospital, figures in hospitals_of(arm).items()]
+    if arm.pooled is not None:
+        rows.append(_details_row("All test patients (simulation only)", arm.pooled, total=True))
+    return Table(arm_label(name), columns, tuple(rows), arm.description)
+
+
+def _details_row(head: str, figures: Figures, *, total: bool = False) -> Row:
+    counts = (Cell(f"{figures.n:,}"), Cell(f"{figures.events:,}"))
+    return Row(head, (*counts, *(_cell(figures, name) for name in METRICS)), total)
+
+
+def _arms(results: Results) -> Table | None:
+    names = in_order(results)
+    if not names:
+        return None
+    columns = (
+        "Arm",
+        "Hospitals",
+        "Random-effects mean (95 % CI)",
+        "Median (IQR)",
+        "All test patients (simulation only)",
+        "Mean paired difference (95 % CI)",
+        "Compared with",
+    )
+    return Table(
+        "AUROC of each arm",
+        columns,
+        tuple(_arms_row(results, name) for name in names),
+        "Paired difference: this arm minus the one named, within each hospital, each hospital counting once; paired t"
+        " interval over hospitals, from 3 on. Compared with the federated model that was tested on the same patients.",
+    )
+
+
+def _arms_row(results: Results, name: str) -> Row:
+    arm, against = results.arms[name], compared(results, name)
+    found = spread(list(values(arm, "auroc").values()))
+    summary = pooled(arm, "auroc").summary
+    cells = (
+        Cell(str(found.k if found else 0)),
+        Cell(number("auroc", summary.estimate), interval("auroc", summary.low, summary.high)) if summary else Cell(NOTHING),
+        Cell(number("auroc", found.median), interval("auroc", found.lower_quartile, found.upper_quartile))
+        if found
+        else Cell(NOTHING),
+        _cell(arm.pooled, "auroc") if arm.pooled else Cell(NOTHING),
+    )
+    if against is None:
+        return Row(arm_label(name), (*cells, Cell(""), Cell("")))
+    value, _, around = difference(against).partition(" (")
+    where = f"{many(len(against.differences), 'hospital')}{'' if against.same_patients else ', other patients'}"
+    return Row(arm_label(name), (*cells, Cell(value, around.rstrip(")")), Cell(arm_label(against.reference), where)))
+
+
+def _arm_metrics(results: Results) -> Table | None:
+    names = in_order(results)
+    if len(names) < 2:
+        return None
+    rows = []
+    for each in METRICS:
+        found = [spread(list(values(results.arms[name], each).values())) for name in names]
+        rows.append(Row(LABELS[each], tuple(Cell(number(each, one.median if one else None)) for one in found)))
+    return Table("Median over hospitals of every metric", ("Metric", *map(arm_label, names)), tuple(rows))
+
+
+def _quarantined(results: Results) -> Table | None:
+    if not results.quarantined:
+        return None
+    rows = [
+        Row(
+            each.hospital,
+            (Cell(str(each.seed)), Cell(str(each.round) if each.round else "evaluation"), Cell(each.reason)),
+        )
+        for each in sorted(results.quarantined, key=lambda each: (each.seed, each.round or 10**9, natural(each.hospital)))
+    ]
+    return Table("Replies set aside", ("Hospital", "Seed", "Round", "Why"), tuple(rows))
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _forest(arm: Arm, found: Pooled) -> Picture:
+    summary = found.summary
+    title = f"Forest plot of the AUROC at {many(len(arm.hospitals), 'hospital')}"
+    if summary:
+        mean = estimate("auroc", summary.estimate, summary.low, summary.high)
+        title = f"{title}; random-effects mean {mean}"
+    caption = (
+        "AUROC per hospital with its 95 % interval, hospitals by name. Squares grow with the hospital's weight in the"
+        " summary; a hollow circle takes no part in it. Diamond: random-effects mean with its 95 % interval."
+    )
+    if summary and summary.prediction_low is not None:
+        caption += " Bar below: where the AUROC of a further hospital is expected with 95 % probability."
+    return Picture(plots.forest(arm, found, title), caption)
+
+
+def _arms_plot(results: Results) -> Picture | None:
+    names = [name for name in in_order(results) if values(results.arms[name], "auroc")]
+    if len(names) < 2:
+        return None
+    groups = [[name for name in group if name in names] for group in same_patient_groups(results)]
+    groups = [group for group in groups if group]
+    caption = "AUROC of every hospital; a line joins the same hospital, a bar and the number below are the median."
+    if len(groups) > 1:
+        caption += " Arms in separate panels were tested on different patients, and are not joined."
+    return Picture(plots.arms(results, groups, f"AUROC per hospital: {', '.join(map(arm_label, names))}"), caption)
+
+
+def _training(results: Results) -> Picture | None:
+    if not any(losses for seed in results.training.values() for losses in seed.losses.values()):
+        return None
+    caption = "Training loss after each round" + (", mean over the seeds." if len(results.seeds) > 1 else ".")
+    return Picture(plots.training(results, "Training loss by round"), caption)

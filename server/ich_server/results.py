@@ -1,0 +1,250 @@
+"""`results.json`: what a study found, per arm, hospital and metric, over its seeds; versioned, and the same bytes for the same run."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import ConfigDict, Field
+from scipy.stats import norm
+
+from ich_models.federation import Federation
+from ich_models.files import write_atomic
+from ich_models.metrics import METRICS, RANGES, Estimate, Evaluation
+from ich_models.strict import Strict
+from ich_server.study import StudyResult
+
+SCHEMA: Final = 1
+
+Z: Final = float(norm.ppf(0.975))
+
+INTERVALS: Final = (
+    "95 %. One seed: the interval of its own patients (AUROC: DeLong on the logit scale; AUPRC and F1: bootstrap over"
+    " patients; proportions: Wilson; the others: Wald). Several seeds: value is their mean, and each half of the"
+    " interval is sqrt(mean of the seeds' squared halves + 1.96^2 (1 + 1/m) B), with B the variance of the m values"
+    " (Rubin's rules), within the metric's range. No AUROC interval under 10 events or 10 non-events."
+)
+
+ARMS: Final = {
+    "loho": "Leave-one-hospital-out: the federated model that never saw this hospital, tested on all its patients.",
+    "federated": "The federated model of all hospitals, tested on patients that it did not learn from.",
+    "local": "A model trained at this hospital alone, tested on its patients that it did not learn from.",
+    "pooled": "The same network trained on the hospitals' patients in one place; tested like loho, or without it like"
+    " federated. Simulation only.",
+    "pooled_within": "The same network trained on all hospitals' patients in one place, tested like federated."
+    " Simulation only.",
+}
+
+
+class Figure(Strict):
+    """One metric of one hospital or of all test patients: null where it cannot be estimated."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    per_seed: list[float | None]
+
+
+class Figures(Strict):
+    """All metrics on `n` patients of whom `events` had the positive outcome."""
+
+    n: Annotated[int, Field(ge=0)]
+    events: Annotated[int, Field(ge=0)]
+    auroc: Figure
+    auprc: Figure
+    brier: Figure
+    calibration_slope: Figure
+    calibration_intercept: Figure
+    accuracy: Figure
+    f1: Figure
+    recall: Figure
+    precision: Figure
+    specificity: Figure
+
+
+class Arm(Strict):
+    """One way to train: per hospital, and all its test patients together (`pooled`; in simulation only)."""
+
+    description: str
+    hospitals: dict[str, Figures]
+    pooled: Figures | None
+
+
+class Study(Strict):
+    """Which study this is."""
+
+    name: str
+    description: str
+    federation: str
+    """Hash of the federation file."""
+    outcome: str
+    network: str
+    strategy: str
+    rounds: int
+    threshold: Literal["youden"] | float
+    """How the threshold was chosen, as in the federation file."""
+
+
+class Quarantined(Strict):
+    """A reply that was set aside; round 0 is the evaluation."""
+
+    seed: int
+    round: int
+    hospital: str
+    reason: str
+
+
+class Training(Strict):
+    """Training loss of every fold after each round, and the thresholds that the training hospitals chose."""
+
+    losses: dict[str, list[float | None]]
+    thresholds: dict[str, float]
+
+
+class HospitalData(Strict):
+    """The patients that a hospital brought, and those that it left out, by reason."""
+
+    n: int
+    events: int
+    excluded: dict[str, int]
+
+
+class Results(Strict):
+    """The whole file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, title="ICH Federation results", populate_by_name=True)
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
+    study: Study
+    seeds: list[int]
+    intervals: str = INTERVALS
+    hospitals: dict[str, HospitalData]
+    arms: dict[str, Arm]
+    training: dict[str, Training]
+    """Per seed."""
+    quarantined: list[Quarantined]
+
+
+@dataclass(frozen=True)
+class ArmFound:
+    """One arm of one seed: per hospital, and all test patients together."""
+
+    hospitals: Mapping[str, Evaluation]
+    pooled: Evaluation
+
+
+def assemble(
+    federation: Federation,
+    data: Mapping[str, HospitalData],
+    seeds: Sequence[int],
+    studies: Sequence[StudyResult],
+    arms: Sequence[Mapping[str, ArmFound]],
+) -> Results:
+    """Results from what each seed's study and arms found."""
+    by_seed = list(zip(seeds, studies, strict=True))
+    return Results(
+        study=describe(federation),
+        seeds=list(seeds),
+        hospitals=dict(data),
+        arms={name: _arm(name, [found[name] for found in arms]) for name in arms[0]},
+        training={str(seed): _training(study) for seed, study in by_seed},
+        quarantined=[Quarantined(seed=seed, **asdict(reply)) for seed, study in by_seed for reply in study.quarantined],
+    )
+
+
+def _arm(name: str, found: Sequence[ArmFound]) -> Arm:
+    """One arm over the seeds; a hospital that failed to answer for one of them is left out."""
+    answered = [hospital for hospital in found[0].hospitals if all(hospital in one.hospitals for one in found)]
+    return Arm(
+        description=ARMS[name],
+        hospitals={hospital: figures([one.hospitals[hospital] for one in found]) for hospital in answered},
+        pooled=figures([one.pooled for one in found]),
+    )
+
+
+def _training(study: StudyResult) -> Training:
+    losses = {fold: [entry["losses"][fold] for entry in study.history] for fold in study.folds}
+    return Training(losses=losses, thresholds=dict(study.thresholds))
+
+
+def combine(name: str, estimates: Sequence[Estimate]) -> Figure:
+    """One metric over seeds, as `INTERVALS` says; a seed without a value leaves the figure without one."""
+    per_seed = [estimate.value for estimate in estimates]
+    values = [value for value in per_seed if value is not None]
+    if len(values) < len(per_seed):
+        return Figure(value=None, low=None, high=None, per_seed=per_seed)
+    count = len(values)
+    mean = math.fsum(values) / count
+    between = math.fsum((value - mean) ** 2 for value in values) / (count - 1) if count > 1 else 0.0
+
+    def end(limits: Sequence[float | None], sign: int) -> float | None:
+        halves = [abs(value - limit) for value, limit in zip(values, limits, strict=True) if limit is not None]
+        if len(halves) < count:
+            return None
+        if count == 1:
+            return limits[0]
+        half = math.sqrt(math.fsum(h * h for h in halves) / count + Z**2 * (1 + 1 / count) * between)
+        lowest, highest = RANGES[name]
+        return min(highest, max(lowest, mean + sign * half))
+
+    low, high = end([e.low for e in estimates], -1), end([e.high for e in estimates], 1)
+    return Figure(value=mean, low=low, high=high, per_seed=per_seed)
+
+
+def figures(evaluations: Sequence[Evaluation]) -> Figures:
+    """One evaluation per seed, on the same patients, to figures."""
+    first = evaluations[0]
+    return Figures(
+        n=first.n,
+        events=first.events,
+        **{name: combine(name, [evaluation.metrics[name] for evaluation in evaluations]) for name in METRICS},
+    )
+
+
+def describe(federation: Federation) -> Study:
+    """What the report says about the study itself."""
+    outcome = federation.task.outcome
+    scale = outcome.scale or outcome.variable
+    cut = outcome.poor if isinstance(outcome.poor, str) else ", ".join(outcome.poor)
+    return Study(
+        name=federation.name,
+        description=federation.description,
+        federation=federation.hash,
+        outcome=f"{outcome.positive} outcome at {outcome.at} ({scale}: poor is {cut})",
+        network=federation.network.name,
+        strategy=federation.training.strategy.name,
+        rounds=federation.training.rounds,
+        threshold=federation.evaluation.threshold,
+    )
+
+
+def write(results: Results, folder: Path) -> None:
+    """`results.json` and the same figures as tidy `results.csv`, one line per arm, hospital and metric."""
+    text = json.dumps(results.model_dump(by_alias=True), indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomic(folder / "results.json", (text + "\n").encode())
+    lines = io.StringIO()
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow(("arm", "hospital", "n", "events", "metric", "value", "low", "high"))
+    for arm, found in results.arms.items():
+        rows: list[tuple[str, Figures]] = list(found.hospitals.items())
+        if found.pooled is not None:
+            rows.append(("(all test patients)", found.pooled))
+        for hospital, measured in rows:
+            for name in METRICS:
+                figure: Figure = getattr(measured, name)
+                table.writerow((arm, hospital, measured.n, measured.events, name, figure.value, figure.low, figure.high))
+    write_atomic(folder / "results.csv", lines.getvalue().encode())
+
+
+def read(path: Path) -> Results:
+    """A `results.json` of this version."""
+    return Results.model_validate_json(path.read_bytes())
+
+
+def json_schema() -> Mapping[str, Any]:
+    """JSON Schema of `results.json`."""
+    return Results.model_json_schema(by_alias=True)

@@ -1,0 +1,89 @@
+"""One exchange with the hospitals over any flwr Grid: send, wait until the deadline, take the replies in a fixed order."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from ich_models.protocol import MalformedError, Rows, from_record, is_refusal
+from ich_models.strict import Strict
+
+_FIRST_POLL, _LONGEST_POLL = 0.002, 1.0
+"""Seconds between looks at a reply that is not there yet; doubled each time."""
+
+MALFORMED: Final = "malformed reply"
+NO_REPLY: Final = "no reply before the deadline"
+WRONG_NAME: Final = "replied under another hospital's name"
+
+M = TypeVar("M", bound=Strict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One message to one hospital; `folds` is what it is about."""
+
+    hospital: str
+    folds: Sequence[str]
+    record: RecordDict
+
+
+@dataclass(frozen=True)
+class Failure:
+    """No usable reply, and why: a refusal code, a fault or a time-out; never a text of the hospital's own."""
+
+    reason: str
+
+
+def exchange(
+    grid: Grid, nodes: Mapping[str, int], requests: Sequence[Request], message_type: str, deadline: float, group: str
+) -> Iterator[tuple[Request, RecordDict | Failure]]:
+    """Send every request, then yield each with its reply or failure, in the order given.
+
+    Replies are pulled one at a time, so that memory holds one whatever the number of hospitals, and in a fixed order,
+    so that sums over them are the same to the byte whoever answers first. After `deadline` seconds whoever has not
+    replied has failed; a later reply stays unread.
+    """
+    end = time.monotonic() + deadline
+    ids = [
+        next(iter(grid.push_messages([_message(request, nodes, message_type, deadline, group)])))
+        for request in requests
+    ]
+    for request, message_id in zip(requests, ids, strict=True):
+        yield request, _await(grid, message_id, end)
+
+
+def _message(
+    request: Request, nodes: Mapping[str, int], message_type: str, deadline: float, group: str
+) -> Message:
+    return Message(request.record, nodes[request.hospital], message_type, ttl=deadline, group_id=group)
+
+
+def _await(grid: Grid, message_id: str, end: float) -> RecordDict | Failure:
+    pause = _FIRST_POLL
+    while True:
+        for reply in grid.pull_messages([message_id]):
+            if reply.has_error():
+                return Failure(f"flower error {reply.error.code}")
+            if code := is_refusal(reply.content):
+                return Failure(f"refused with code {code}")
+            return reply.content
+        if time.monotonic() >= end:
+            return Failure(NO_REPLY)
+        time.sleep(min(pause, max(0.0, end - time.monotonic())))
+        pause = min(2 * pause, _LONGEST_POLL)
+
+
+def read(reply: RecordDict | Failure, kind: type[M], hospital: str | None = None) -> tuple[M, Rows] | Failure:
+    """The typed reply, or why there is none. A hospital can answer under its own name alone, if it is known."""
+    if isinstance(reply, Failure):
+        return reply
+    try:
+        message, rows = from_record(reply, kind)
+    except MalformedError:
+        return Failure(MALFORMED)
+    if hospital is not None and getattr(message, "hospital", None) != hospital:
+        return Failure(WRONG_NAME)
+    return message, rows

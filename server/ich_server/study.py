@@ -1,0 +1,421 @@
+"""A study from first contact to last figure: every fold trained side by side, checkpointed, and evaluated once."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from ich_models.errors import Problem, RunError
+from ich_models.files import read_arrays, write_arrays
+from ich_models.federation import Evaluation
+from ich_models.folds import Fold, folds_of
+from ich_models.protocol import (
+    EVALUATE,
+    THRESHOLD,
+    TRAIN,
+    Answer,
+    EvaluateReply,
+    EvaluateTask,
+    Question,
+    Rows,
+    Task,
+    ThresholdReply,
+    ThresholdTask,
+    TrainReply,
+    TrainTask,
+    chunks,
+    to_record,
+)
+from ich_models.statistics import merge
+from ich_server import checkpoint
+from ich_server.checkpoint import Progress
+from ich_server.members import Member, meet
+from ich_server.rounds import MALFORMED, Failure, Request, exchange, read
+from ich_strategies.aggregate import WeightedMeans, fault
+from ich_strategies.plan import Plan
+
+FIXED_THRESHOLD: Final = 0.5
+"""Where no training hospital can choose one (each has a single class)."""
+
+
+@dataclass(frozen=True)
+class Quarantine:
+    """A reply that was set aside: when (round 0: the evaluation), whose, why."""
+
+    round: int
+    hospital: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """One round as it is shown while a study runs; `loss`: training loss of the all-hospital model."""
+
+    seed: int
+    round: int
+    rounds: int
+    hospitals: int
+    replied: int
+    quarantined: tuple[Quarantine, ...]
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study ends with: per fold its rows ('weights', 'constants', 'local') and threshold; answers per hospital."""
+
+    folds: tuple[str, ...]
+    rows: Rows
+    thresholds: Mapping[str, float]
+    answers: Mapping[str, Sequence[Answer]]
+    history: Sequence[Mapping[str, Any]]
+    quarantined: Sequence[Quarantine]
+
+    def of(self, folds: Sequence[str]) -> Rows:
+        """The rows of some folds."""
+        return _rows_of(list(self.folds), dict(self.rows), folds)
+
+
+def run_study(
+    grid: Grid, plan: Plan, folder: Path, *, resume: bool, watch: Callable[[RoundReport], None]
+) -> StudyResult:
+    """Run one seed's study over a grid; with `resume`, go on where its last checkpoint in `folder` stands.
+
+    Raises RunError if too few hospitals take part or too few of a round's updates are good. What was reached is kept,
+    and `resume` goes on from there with the numbers that an uninterrupted run would have given.
+    """
+    finished = folder / "study.safetensors"
+    if resume and finished.exists():
+        return _load_result(finished)
+    if not resume:
+        checkpoint.clear(folder)
+        finished.unlink(missing_ok=True)
+    members = meet(grid, plan)
+    saved = checkpoint.load(folder, plan.hash, plan.seed)
+    if saved:
+        _check_unchanged(saved, members)
+    study = _Study(grid, plan, members, saved or _beginning(plan, members))
+    while study.progress.round < plan.federation.training.rounds:
+        report = study.train_round()
+        checkpoint.save(folder, study.progress)
+        watch(report)
+    result = study.finish()
+    _save_result(finished, result)
+    return result
+
+
+# --- beginning and going on -------------------------------------------------------------------------------------------
+
+
+def _beginning(plan: Plan, members: Mapping[str, Member]) -> Progress:
+    """Start weights, constants and strategy state of every fold, from its training hospitals' statistics alone."""
+    folds = folds_of(plan.federation.evaluation, members)
+    scaling = plan.federation.modalities.table.scaling
+    per_fold: list[dict[str, NDArray[np.floating]]] = []
+    for fold in folds:
+        statistics = merge(member.moments[fold.part or 0] for name, member in members.items() if fold.trains_at(name))
+        weights = plan.start_row(statistics.log_odds)
+        rows = {"weights": weights, "best": weights}
+        if scaling != "hospital":
+            rows["constants"] = statistics.constants(scaled=scaling == "federated").reshape(-1).astype(weights.dtype)
+        rows |= {f"state.{name}": row for name, row in plan.strategy.start(weights).items()}
+        per_fold.append(rows)
+    facts = {
+        "hospitals": {name: member.facts() for name, member in members.items()},
+        "best_losses": [None] * len(folds),
+        "history": [],
+        "quarantined": [],
+    }
+    stacked = {name: np.stack([rows[name] for rows in per_fold]) for name in per_fold[0]}
+    return Progress(plan.hash, plan.seed, 0, [fold.name for fold in folds], stacked, facts)
+
+
+def _check_unchanged(progress: Progress, members: Mapping[str, Member]) -> None:
+    """A study goes on with the hospitals and data that it began with. Raises RunError otherwise."""
+    now, then = {name: member.facts() for name, member in members.items()}, progress.facts["hospitals"]
+    changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+    if changed:
+        raise RunError(
+            f"hospitals or their data have changed since the study began: {', '.join(changed)}",
+            hint="bring them back as they were, or start the study anew, without --resume",
+        )
+
+
+# --- rounds and evaluation --------------------------------------------------------------------------------------------
+
+
+class _Study:
+    """A study under way: `progress` is all that changes, and all that a checkpoint holds."""
+
+    def __init__(self, grid: Grid, plan: Plan, members: Mapping[str, Member], progress: Progress) -> None:
+        self.grid, self.plan, self.members, self.progress = grid, plan, members, progress
+        self.folds = folds_of(plan.federation.evaluation, members)
+        self.names = [fold.name for fold in self.folds]
+        self.header = {"federation": plan.hash, "seed": plan.seed}
+
+    def train_round(self) -> RoundReport:
+        """One round of every fold. Raises RunError if a fold has fewer good updates than the quorum."""
+        number, rounds = self.progress.round + 1, self.plan.federation.training.rounds
+        final = number == rounds
+        means, validation = WeightedMeans(), WeightedMeans()
+        quarantined: list[Quarantine] = []
+        requests = self._to_learners(
+            lambda folds: TrainTask(**self.header, round=number, folds=folds, final=final), self.plan.strategy.sends
+        )
+        for request, reply in self._exchange(requests, TRAIN, f"round {number}"):
+            update = read(reply, TrainReply, request.hospital)
+            reason = update.reason if isinstance(update, Failure) else self._fault(request.folds, *update, final=final)
+            if isinstance(update, Failure) or reason:
+                quarantined.append(Quarantine(number, request.hospital, str(reason)))
+                continue
+            answer, rows = update
+            means.add(request.folds, rows | {"loss": _column(answer.losses)}, answer.patients)
+            validation.add(request.folds, {"loss": _column(answer.validation_losses)}, answer.patients)
+        self._check_quorum(means, quarantined)
+        if self.plan.federation.evaluation.choose_round == "best":
+            self._keep_best(validation)
+        losses = self._step(means)
+        self.progress.round = number
+        self.progress.facts["quarantined"] += [asdict(quarantine) for quarantine in quarantined]
+        self.progress.facts["history"].append({"round": number, "losses": losses})
+        failed = {quarantine.hospital for quarantine in quarantined}
+        return RoundReport(
+            seed=self.plan.seed,
+            round=number,
+            rounds=rounds,
+            hospitals=len(self.members),
+            replied=len(self.members) - len(failed),
+            quarantined=tuple(quarantined),
+            loss=losses[self.names[0]],
+        )
+
+    def finish(self) -> StudyResult:
+        """Choose rounds and thresholds on the training hospitals, then evaluate every fold once."""
+        evaluation = self.plan.federation.evaluation
+        quarantined = [Quarantine(**facts) for facts in self.progress.facts["quarantined"]]
+        thresholds: dict[str, float] = {}
+        if evaluation.choose_round == "best":
+            thresholds, validation = self._thresholds(quarantined)
+            if not self._keep_best(validation):
+                thresholds = {}  # some belong to weights that are not chosen
+            self.progress.rows["weights"] = self.progress.rows["best"]
+        if evaluation.threshold != "youden":
+            thresholds = dict.fromkeys(self.names, evaluation.threshold)
+        elif not thresholds:
+            thresholds, _ = self._thresholds(quarantined)
+        answers = self._evaluate(thresholds, quarantined)
+        kept = {name: self.progress.rows[name] for name in ("weights", "constants", "local") if name in self.progress.rows}
+        history = self.progress.facts["history"]
+        return StudyResult(tuple(self.names), kept, thresholds, answers, history, quarantined)
+
+    # asking
+
+    def _exchange(
+        self, requests: Sequence[Request], message_type: str, group: str
+    ) -> Iterator[tuple[Request, RecordDict | Failure]]:
+        nodes = {name: member.node for name, member in self.members.items()}
+        return exchange(self.grid, nodes, requests, message_type, self.plan.federation.quorum.deadline, group)
+
+    def _to_learners(self, task: Callable[[list[str]], Task], extras: Sequence[str] = ()) -> list[Request]:
+        """One message per hospital and chunk of the folds that it trains, sorted by hospital.
+
+        Hospitals that get the same folds share the record, so that it is stored once.
+        """
+        rows = _sendable(self.progress.rows) | {name: self.progress.rows[f"state.{name}"] for name in extras}
+        bytes_each = sum(block[0].nbytes for block in rows.values())
+        requests: list[Request] = []
+        records: dict[tuple[str, ...], RecordDict] = {}
+        for hospital in self.members:
+            learning = [fold.name for fold in self.folds if fold.trains_at(hospital)]
+            for folds in chunks(learning, bytes_each, self.plan.federation.training.message_limit):
+                if tuple(folds) not in records:
+                    records[tuple(folds)] = to_record(task(folds), _rows_of(self.names, rows, folds))
+                requests.append(Request(hospital, folds, records[tuple(folds)]))
+        return requests
+
+    # training
+
+    def _fault(self, folds: Sequence[str], reply: TrainReply, rows: Rows, *, final: bool) -> str | None:
+        """Why an update cannot be used, or None."""
+        if not len(reply.losses) == len(reply.validation_losses) == len(folds):
+            return MALFORMED
+        widths = dict.fromkeys(("weights", *self.plan.strategy.sends), self.plan.weights.size)
+        if final and self.plan.local.size:
+            widths["local"] = self.plan.local.size
+        checks = self.plan.federation.checks
+        return fault(
+            _rows_of(self.names, self.progress.rows, folds)["weights"],
+            rows,
+            widths,
+            reply.patients,
+            [self._patients(fold, reply.hospital) for fold in folds],
+            most_patients=checks.patients,
+            largest_norm=checks.update_norm,
+        )
+
+    def _patients(self, fold: str, hospital: str) -> int:
+        """Training patients of a fold at a hospital, as stated before round 1."""
+        return self.members[hospital].moments[self.folds[self.names.index(fold)].part or 0].patients
+
+    def _learners(self, fold: Fold) -> list[str]:
+        return [hospital for hospital in self.members if fold.trains_at(hospital)]
+
+    def _check_quorum(self, means: WeightedMeans, quarantined: Sequence[Quarantine]) -> None:
+        hospitals = len(self.members)
+        quorum = min(self.plan.federation.quorum.hospitals or hospitals // 2 + 1, hospitals)
+        for fold in self.folds:
+            needed = max(1, quorum - (hospitals - len(self._learners(fold))))
+            if means.replies.get(fold.name, 0) < needed:
+                raise RunError(
+                    [
+                        Problem(
+                            f"round {self.progress.round + 1}: fold '{fold.name}' has "
+                            f"{means.replies.get(fold.name, 0)} good updates and needs {needed}",
+                            hint="the last round is kept: mend the hospitals named here, then go on with --resume",
+                        ),
+                        *(Problem(q.reason, q.hospital) for q in quarantined),
+                    ]
+                )
+
+    def _step(self, means: WeightedMeans) -> dict[str, float | None]:
+        """Apply the strategy's server half to every fold, in place; the training loss of each."""
+        rows, strategy = self.progress.rows, self.plan.strategy
+        losses: dict[str, float | None] = {}
+        for index, fold in enumerate(self.folds):
+            share = means.weights[fold.name] / sum(self._patients(fold.name, name) for name in self._learners(fold))
+            mean = means.mean(fold.name)
+            losses[fold.name] = _number(mean.pop("loss"))
+            if "local" in mean:
+                whole = rows.setdefault("local", np.empty((len(self.folds), self.plan.local.size), mean["local"].dtype))
+                whole[index] = mean.pop("local")
+            state = {
+                name.removeprefix("state."): block[index] for name, block in rows.items() if name.startswith("state.")
+            }
+            weights, state = strategy.step(rows["weights"][index], mean, state, share)
+            rows["weights"][index] = weights
+            for name, row in state.items():
+                rows[f"state.{name}"][index] = row
+        return losses
+
+    def _keep_best(self, validation: WeightedMeans) -> bool:
+        """Remember the current weights of each fold whose validation loss is its best so far; whether all were."""
+        all_best = True
+        for index, name in enumerate(self.names):
+            loss = _number(validation.mean(name)["loss"])
+            best = self.progress.facts["best_losses"][index]
+            if loss is not None and (best is None or loss < best):
+                self.progress.facts["best_losses"][index] = loss
+                self.progress.rows["best"][index] = self.progress.rows["weights"][index]
+            else:
+                all_best = False
+        return all_best
+
+    # evaluation
+
+    def _thresholds(self, quarantined: list[Quarantine]) -> tuple[dict[str, float], WeightedMeans]:
+        """Per fold the patient-weighted mean of the training hospitals' own thresholds, and their validation losses."""
+        chosen, validation = WeightedMeans(), WeightedMeans()
+        requests = self._to_learners(lambda folds: ThresholdTask(**self.header, folds=folds))
+        for request, reply in self._exchange(requests, THRESHOLD, "thresholds"):
+            answer = read(reply, ThresholdReply, request.hospital)
+            if isinstance(answer, Failure):
+                quarantined.append(Quarantine(0, request.hospital, answer.reason))
+                continue
+            patients = [self._patients(fold, request.hospital) for fold in request.folds]
+            for fold, threshold, weight in zip(request.folds, answer[0].thresholds, patients, strict=True):
+                if threshold is not None:
+                    chosen.add([fold], {"threshold": _column([threshold])}, [weight])
+            validation.add(request.folds, {"loss": _column(answer[0].validation_losses)}, patients)
+        means = {
+            name: float(chosen.mean(name)["threshold"][0]) if name in chosen.weights else FIXED_THRESHOLD
+            for name in self.names
+        }
+        return means, validation
+
+    def _evaluate(
+        self, thresholds: Mapping[str, float], quarantined: list[Quarantine]
+    ) -> dict[str, tuple[Answer, ...]]:
+        """Every hospital's figures: of the fold that held it out, and of the all-hospital model on held-out patients."""
+        requests = []
+        for hospital in self.members:
+            asked = questions(self.plan.federation.evaluation, hospital)
+            folds = [fold for folds in asked.values() for fold in folds]
+            task = EvaluateTask(
+                **self.header,
+                folds=folds,
+                questions=[
+                    Question(arm=arm, folds=named, thresholds=[thresholds[fold] for fold in named])
+                    for arm, named in asked.items()
+                ],
+            )
+            rows = _rows_of(self.names, _sendable(self.progress.rows), folds)
+            requests.append(Request(hospital, folds, to_record(task, rows)))
+        answers: dict[str, tuple[Answer, ...]] = {}
+        for request, reply in self._exchange(requests, EVALUATE, "evaluation"):
+            answer = read(reply, EvaluateReply, request.hospital)
+            if isinstance(answer, Failure):
+                quarantined.append(Quarantine(0, request.hospital, answer.reason))
+            else:
+                answers[request.hospital] = tuple(answer[0].answers)
+        return answers
+
+
+def questions(evaluation: Evaluation, hospital: str) -> dict[str, list[str]]:
+    """Which folds answer for which arm at a hospital: arm -> folds."""
+    asked: dict[str, list[str]] = {}
+    if evaluation.leave_one_hospital_out:
+        asked["loho"] = [f"without:{hospital}"]
+    if evaluation.folds:
+        asked["federated"] = [f"part:{part}" for part in range(1, evaluation.folds + 1)]
+    elif evaluation.test is not None:
+        asked["federated"] = ["all"]
+    return asked
+
+
+# --- rows and files ---------------------------------------------------------------------------------------------------
+
+
+def _sendable(rows: Rows) -> Rows:
+    """What hospitals need to compute with a fold's model."""
+    return {name: rows[name] for name in ("weights", "constants", "local") if name in rows}
+
+
+def _rows_of(names: Sequence[str], rows: Rows, folds: Sequence[str]) -> Rows:
+    indices = [names.index(fold) for fold in folds]
+    return {name: block[indices] for name, block in rows.items()}
+
+
+def _column(values: Sequence[float | None]) -> NDArray[np.float64]:
+    return np.array([[np.nan if value is None else value] for value in values])
+
+
+def _number(row: NDArray[np.floating]) -> float | None:
+    return float(row[0]) if np.isfinite(row[0]) else None
+
+
+def _save_result(path: Path, result: StudyResult) -> None:
+    facts = {
+        "folds": list(result.folds),
+        "thresholds": dict(result.thresholds),
+        "answers": {name: [answer.model_dump() for answer in given] for name, given in result.answers.items()},
+        "history": list(result.history),
+        "quarantined": [asdict(quarantine) for quarantine in result.quarantined],
+    }
+    write_arrays(path, result.rows, facts)
+
+
+def _load_result(path: Path) -> StudyResult:
+    rows, facts = read_arrays(path)
+    return StudyResult(
+        folds=tuple(facts["folds"]),
+        rows=rows,
+        thresholds=facts["thresholds"],
+        answers={name: tuple(map(Answer.model_validate, given)) for name, given in facts["answers"].items()},
+        history=facts["history"],
+        quarantined=[Quarantine(**quarantine) for quarantine in facts["quarantined"]],
+    )

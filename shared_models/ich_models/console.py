@@ -1,0 +1,53 @@
+"""What the three commands share: a typer application run so that an error is words and an exit code, not a traceback."""
+
+import sys
+from typing import NoReturn
+
+import typer
+from rich.console import Console
+
+from ich_models.errors import IchError, Problem, RunError
+
+INTERRUPTED = 130
+
+
+def application(help_text: str) -> typer.Typer:
+    """A typer application in the commands' common manner."""
+    return typer.Typer(help=help_text, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def run(app: typer.Typer) -> None:
+    """Run the command and exit: 0 done, 2 configuration or usage, 3 data, 4 run, 130 interrupted.
+
+    Only the project's own errors and the operating system's are put into words; anything else is a defect of ours, and
+    its traceback is what the report of it needs.
+    """
+    try:
+        app()
+    except IchError as error:
+        fail(error)
+    except OSError as error:
+        place = str(error.filename or "")
+        fail(RunError(Problem(error.strerror or str(error), place, "check the path, its permissions and free space")))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; what was finished is kept (--resume goes on from there)\n")
+        sys.exit(INTERRUPTED)
+
+
+def fail(error: IchError) -> NoReturn:
+    """Print every problem, each with its place and the way out, and exit with the error's code."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for problem in error.problems:
+        console.print(str(problem), markup=False)
+    if len(error.problems) > 1:
+        console.print(f"{len(error.problems)} problems", markup=False)
+    sys.stderr.flush()
+    sys.exit(error.exit_code)
+
+
+def warn(problems: tuple[Problem, ...]) -> None:
+    """Print warnings; the command goes on."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for problem in problems:
+        console.print(f"warning: {problem}", markup=False)
+
