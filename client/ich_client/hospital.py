@@ -187,6 +187,11 @@ class TableFile(Strict):
     columns: dict[Name, ColumnMapping]
     """The study's variable -> where the table holds it."""
 
+    @property
+    def is_typed(self) -> bool:
+        """Whether the file has typed cells in numbered rows; a CSV file has text in lines."""
+        return Path(self.file).suffix.lower() in (".xlsx", ".xlsm", ".parquet", ".pq")
+
     @field_validator("encoding")
     @classmethod
     def _known(cls, value: str) -> str:
@@ -202,7 +207,7 @@ class TableFile(Strict):
             raise ValueError(
                 "min_patients chooses among the hospitals of split_by | add split_by: COLUMN, or leave it out"
             )
-        if self.separator == self.decimal:
+        if self.separator == self.decimal and not self.is_typed:
             raise ValueError(f"'{self.separator}' separates cells and decimals | set separator or decimal to another")
         return self
 

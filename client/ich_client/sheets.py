@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def _sheet(
         header = tuple(column.strip() for column in names)
     else:
         header = tuple(table.header)
-    counted = "line" if path.suffix.lower() not in (".xlsx", ".xlsm", ".parquet", ".pq") else "row"
+    counted = "row" if table.is_typed else "line"
     sheet = Sheet(name, header, [row for _, row in filled], [line for line, _ in filled], counted)
     twice = [column for column, count in Counter(header).items() if count > 1 and column]
     if twice:
@@ -182,4 +183,5 @@ def _parquet(path: Path, table: TableFile) -> _Rows:
 
 def _typed(cell: object, table: TableFile) -> str:
     """A typed number in the table's decimal notation, so that numbers and written numbers read alike."""
-    return as_text(cell).replace(".", table.decimal) if isinstance(cell, float) else as_text(cell)
+    text = as_text(cell)
+    return text.replace(".", table.decimal) if isinstance(cell, float | Decimal) else text

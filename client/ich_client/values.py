@@ -42,12 +42,12 @@ def faults(name: str, variable: Variable, sheet: Sheet, document: Document[Hospi
         for key, column in mapping.sources(name)
         if column not in sheet.header
     ]
+    targets: list[tuple[tuple[str | int, ...], str]] = []
     match mapping:
         case Column():
             targets = [(("codes", code), target) for code, target in mapping.codes.items()]
             unit = ("unit", mapping.unit, variable.unit) if mapping.unit else None
         case Interval():
-            targets = []
             unit = ("date", "days", variable.unit)
         case Cases():
             targets = [(("cases", index, "value"), case.value) for index, case in enumerate(mapping.cases)]

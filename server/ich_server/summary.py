@@ -209,9 +209,7 @@ def same_patient_groups(results: Results) -> list[list[str]]:
 
 def with_few(arm: Arm) -> list[str]:
     """Hospitals with under `FEW` events or non-events among the patients tested."""
-    return [
-        name for name, found in hospitals_of(arm).items() if min(found.events, found.n - found.events) < FEW
-    ]
+    return [name for name, found in hospitals_of(arm).items() if min(found.events, found.n - found.events) < FEW]
 
 
 # --- as text ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openpyxl
@@ -112,7 +113,7 @@ def test_formats_give_the_same_patients(hospitals: Loader, tmp_path: Path) -> No
     for row in [[None] * 5, header, *typed]:
         book["registry"].append(row)
     book.save(tmp_path / "north.xlsx")
-    columns = {name: [str(row[at]) for row in typed] for at, name in enumerate(header)}
+    columns: dict[str, list[Any]] = {name: [str(row[at]) for row in typed] for at, name in enumerate(header)}
     columns |= {"AGE_Y": [float(row[1]) for row in rows], "IVH": [row[3] or None for row in rows]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "north.parquet")
     (tmp_path / "semicolon.csv").write_text(
@@ -122,6 +123,7 @@ def test_formats_give_the_same_patients(hospitals: Loader, tmp_path: Path) -> No
         "north.xlsx\n  sheet: registry",
         "north.parquet",
         "semicolon.csv\n  separator: ';'\n  decimal: ','",
+        "north.xlsx\n  sheet: registry\n  decimal: ','",
     ):
         (other,) = hospitals(mapping=MAPPING.replace("north.csv", setting))
         assert other.patients.ids == plain.patients.ids, setting
@@ -158,11 +160,11 @@ def test_missing_codes_compare_as_numbers_and_stand_for_zero_too(hospitals: Load
 
 
 def test_the_more_particular_rule_for_a_code_wins(hospitals: Loader) -> None:
-    mapping = MAPPING.replace("  patient: MRN", "  patient: MRN\n  missing: [N, 3]").replace(
-        "{from: GCS,", "{from: GCS, codes: {3: 4},"
-    )
-    (north,) = hospitals(mapping=mapping)
-    np.testing.assert_array_equal(north.patients.table[:, 1:], [[15, 1], [9, 0], [np.nan, 1], [np.nan, np.nan], [4, 0]])
+    mapping = MAPPING.replace("  patient: MRN", "  patient: MRN\n  missing: [N, 3, 71]")
+    (north,) = hospitals(mapping=mapping.replace("{from: GCS,", "{from: GCS, codes: {3: 4},"))
+    nan = np.nan
+    expected = [[nan, 15, 1], [64.5, 9, 0], [80, nan, 1], [55, nan, nan], [90, 4, 0]]
+    np.testing.assert_array_equal(north.patients.table, expected)
 
 
 def test_units_are_converted_to_the_study_s(hospitals: Loader) -> None:
@@ -198,8 +200,9 @@ def test_dates_become_intervals(hospitals: Loader) -> None:
 
 def test_an_interval_between_two_columns_counts_days_and_completed_years(hospitals: Loader, tmp_path: Path) -> None:
     book = openpyxl.Workbook()
-    days = [(date(1950, 3, 1), date(2020, 2, 29)), (date(1950, 3, 1), date(2020, 3, 1)), (date(1960, 1, 1), None)]
-    for row in [("BORN", "IN", "MRS"), *((born, seen, at) for at, (born, seen) in enumerate(days, start=2))]:
+    birth = date(1950, 3, 1)
+    days = [(birth, date(2020, 2, 29)), (birth, date(2020, 3, 1)), (birth, None), (None, date(2020, 3, 1))]
+    for row in [("BORN", "IN", "MRS"), *((born, seen, at) for at, (born, seen) in enumerate(days, start=1))]:
         book.active.append(row)
     book.save(tmp_path / "north.xlsx")
     study = STUDY.replace("[age, gcs, ivh]", "[age]").replace(
@@ -207,13 +210,13 @@ def test_an_interval_between_two_columns_counts_days_and_completed_years(hospita
     )
     mapping = "hospital: north\ntable: {file: north.xlsx, columns: {age: {date: IN, since: BORN}, mrs: MRS}}\n"
     (north,) = hospitals(mapping=mapping, study=study)
-    np.testing.assert_array_equal(north.patients.table, [[69], [70], [np.nan]])
-    assert north.patients.ids == ("1", "2", "3")
+    np.testing.assert_array_equal(north.patients.table, [[69], [70], [np.nan], [np.nan]])
+    assert north.patients.ids == ("1", "2", "3", "4")
     (north,) = hospitals(
         mapping=mapping,
         study=study.replace("{type: integer, unit: years", "{type: number, unit: days").replace("110", "99999"),
     )
-    np.testing.assert_array_equal(north.patients.table, [[25567], [25568], [np.nan]])
+    np.testing.assert_array_equal(north.patients.table, [[25567], [25568], [np.nan], [np.nan]])
 
 
 def test_cases_make_a_variable_of_several_columns(hospitals: Loader) -> None:
@@ -257,7 +260,12 @@ def test_min_patients_counts_rows_before_the_unknown_outcomes_go(hospitals: Load
 def test_a_file_that_several_mappings_use_is_read_once(hospitals: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[Path] = []
     real = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (reads.append(path), real(path))[1])
+
+    def read_bytes(path: Path) -> bytes:
+        reads.append(path)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
     assert [one.name for one in hospitals(more={"a.yaml": MAPPING.replace("north\n", "east\n", 1)})] == [
         "east",
         "north",
@@ -280,13 +288,19 @@ def test_warnings_for_what_may_be_meant(hospitals: Loader) -> None:
 
 
 @pytest.mark.parametrize("rows", [10, 9])
+@pytest.mark.parametrize(("name", "line"), [("ivh", 8), ("gcs", 7)])
 def test_a_predictor_that_tells_the_outcome_is_a_warning_from_ten_patients_of_each_class(
-    hospitals: Loader, rows: int
+    hospitals: Loader, rows: int, name: str, line: int
 ) -> None:
-    lines = [f"p{i},{50 + i % 7},{15 - i % 12},{'JN'[i < rows]},{6 * (i < rows)}" for i in range(2 * rows)]
-    (north,) = hospitals("MRN,AGE_Y,GCS,IVH,MRS\n" + "\n".join(lines))
+    """A yes or no, or a number that is lower with the outcome."""
+    lines = ["MRN,AGE_Y,GCS,IVH,MRS"]
+    for i in range(2 * rows):
+        gcs, ivh = (3 + i % 12, i < rows) if name == "ivh" else (7 + i // rows, i % 3 == 0)
+        lines.append(f"p{i},{50 + i % 7},{gcs},{'NJ'[ivh]},{6 * (i < rows)}")
+    (north,) = hospitals("\n".join(lines))
     message = (
-        "hospital.yaml:8:10: table.columns.ivh: 'ivh' alone tells the outcome at hospital 'north' (AUC 1.000)\n"
+        f"hospital.yaml:{line}:10: table.columns.{name}: "
+        f"'{name}' alone tells the outcome at hospital 'north' (AUC 1.000)\n"
         "    make sure that it is recorded before the outcome, and not because of it"
     )
     assert [str(warning) for warning in north.warnings] == ([message] if rows == 10 else [])

@@ -132,11 +132,11 @@ def test_one_copy_is_the_module_to_the_bit(network: str, optimizer: str) -> None
     alone = build_optimizer(OPTIMIZERS[optimizer], module.parameters())
     together = build_optimizer(OPTIMIZERS[optimizer], stack.parameters.values())
     for step in range(STEPS):
-        for own, loss_of in ((alone, lambda: plain_loss(module, batch)), (together, lambda: stack.losses(batch))):
+        for own in (alone, together):
             torch.manual_seed(step)
-            loss = loss_of()
+            loss = plain_loss(module, batch) if own is alone else stack.losses(batch).sum()
             own.zero_grad()
-            loss.sum().backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             own.step()
         for name, parameter in stack.parameters.items():
             want = module.get_parameter(name).grad

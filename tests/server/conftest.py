@@ -51,7 +51,9 @@ def make_results(
             labels[name][:] = 0
     found = {}
     for arm in arms:
-        per_seed = {name: _evaluations(arm, _tested(arm, labels[name]), _tested(arm, risks[name]), seeds) for name in sizes}
+        per_seed = {
+            name: _evaluations(arm, _tested(arm, labels[name]), _tested(arm, risks[name]), seeds) for name in sizes
+        }
         together = _evaluations(
             arm,
             np.concatenate([_tested(arm, labels[name]) for name in sizes]),
@@ -74,7 +76,9 @@ def make_results(
         ),
         seeds=list(seeds),
         hospitals={
-            name: HospitalData(n=column.size, events=int(column.sum()), excluded={"no outcome": 3, "age out of range": 1})
+            name: HospitalData(
+                n=column.size, events=int(column.sum()), excluded={"no outcome": 3, "age out of range": 1}
+            )
             for name, column in labels.items()
         },
         arms=found,

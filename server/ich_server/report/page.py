@@ -1,5 +1,6 @@
 """`report.html`: a study's results on one self-contained page, without scripts and without a single request."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -75,11 +76,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Card:
-    """One number of the headline."""
+    """One number of the headline, its intervals, and what it rests on."""
 
     title: str
     value: str
-    around: str
+    intervals: tuple[str, ...]
     note: str
 
 
@@ -105,7 +106,7 @@ def render(results: Results) -> str:
         study=results.study,
         sentence=_sentence(results),
         headline=_headline_title(main),
-        arm=arm,
+        description=_description(results, main) if main else "",
         cards=_cards(arm, found) if arm and found else [],
         warnings=_warnings(results, arm, found) if arm and found else ["No hospital was evaluated."],
         across=_across(arm) if arm else None,
@@ -114,7 +115,7 @@ def render(results: Results) -> str:
         arms=_arms(results),
         arm_metrics=_arm_metrics(results),
         arms_plot=_arms_plot(results),
-        descriptions=[(arm_label(name), results.arms[name].description) for name in in_order(results)],
+        descriptions=[(arm_label(name), _description(results, name)) for name in in_order(results)],
         details=[_details(name, results.arms[name]) for name in in_order(results)],
         training=_training(results),
         quarantined=_quarantined(results),
@@ -127,15 +128,25 @@ def render(results: Results) -> str:
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 
+def _description(results: Results, arm: str) -> str:
+    """What the arm is, without its own name in front."""
+    text = results.arms[arm].description.removeprefix(f"{arm_label(arm)}: ")
+    return text[:1].upper() + text[1:]
+
+
 def _sentence(results: Results) -> str:
     study = results.study
     patients = sum(found.n for found in results.hospitals.values())
     events = sum(found.events for found in results.hospitals.values())
     return (
-        f"Predicts {study.outcome} with the network {study.network}, trained by {study.strategy} in"
+        f"Predicts {_typeset(study.outcome)} with the network {study.network}, trained by {study.strategy} in"
         f" {many(study.rounds, 'round')} at {many(len(results.hospitals), 'hospital')} with"
         f" {many(patients, 'patient')}, of whom {_share(events, patients)} had the event; {_seeds(results.seeds)}."
     )
+
+
+def _typeset(text: str) -> str:
+    return text.replace(">=", "≥").replace("<=", "≤")
 
 
 def _share(part: int, whole: int) -> str:
@@ -163,28 +174,32 @@ def _cards(arm: Arm, found: Pooled) -> list[Card]:
 def _summary_card(arm: Arm, found: Pooled) -> Card:
     title, summary = "Random-effects mean over hospitals", found.summary
     if summary is None:
-        note = f"No hospital has an interval: that needs {MIN_PER_CLASS} events and {MIN_PER_CLASS} non-events."
-        return Card(title, NOTHING, "", note)
+        note = f"No hospital has an interval: that takes {MIN_PER_CLASS} events and {MIN_PER_CLASS} non-events."
+        return Card(title, NOTHING, (), note)
     prediction = interval("auroc", summary.prediction_low, summary.prediction_high)
     return Card(
         title,
         number("auroc", summary.estimate),
-        f"95 % CI {interval('auroc', summary.low, summary.high)}",
-        f"Prediction interval for a new hospital: {prediction or 'needs 4 hospitals'}."
-        f" {summary.k} of {many(len(arm.hospitals), 'hospital')}.",
+        (
+            f"95 % CI {interval('auroc', summary.low, summary.high)}",
+            f"Prediction interval{f' {prediction}' if prediction else ': needs 4 hospitals'}",
+        ),
+        f"Over {_of(summary.k, arm)}. The prediction interval is for a hospital that did not take part.",
     )
 
 
+def _of(count: int, arm: Arm) -> str:
+    return f"{count} of {many(len(arm.hospitals), 'hospital')}"
+
+
 def _median_card(arm: Arm) -> Card:
-    found = spread(list(values(arm, "auroc").values()))
+    title, found = "Median over hospitals", spread(list(values(arm, "auroc").values()))
     if found is None:
-        return Card("Median over hospitals", NOTHING, "", "The AUROC cannot be estimated at any hospital.")
+        return Card(title, NOTHING, (), "The AUROC cannot be estimated at any hospital.")
+    quartiles = interval("auroc", found.lower_quartile, found.upper_quartile)
+    ends = interval("auroc", found.minimum, found.maximum)
     return Card(
-        "Median over hospitals",
-        number("auroc", found.median),
-        f"IQR {interval('auroc', found.lower_quartile, found.upper_quartile)}",
-        f"From {number('auroc', found.minimum)} to {number('auroc', found.maximum)}."
-        f" {found.k} of {many(len(arm.hospitals), 'hospital')}.",
+        title, number("auroc", found.median), (f"IQR {quartiles}", f"Range {ends}"), f"Over {_of(found.k, arm)}."
     )
 
 
@@ -197,7 +212,7 @@ def _together_card(arm: Arm) -> list[Card]:
         Card(
             "All test patients together",
             number("auroc", found.value),
-            f"95 % CI {around}" if around else "",
+            (f"95 % CI {around}",) if around else (),
             f"Simulation only: {many(arm.pooled.n, 'patient')} of different hospitals in one ranking.",
         )
     ]
@@ -218,9 +233,8 @@ def _few_warnings(arm: Arm, found: Pooled) -> list[str]:
     few = with_few(arm)
     if few:
         said.append(
-            f"{len(few)} of {many(len(arm.hospitals), 'hospital')} {'has' if len(few) == 1 else 'have'} under {FEW} events"
-            f" or under {FEW} non-events: their own figures, calibration above all, are uncertain."
-            + (f" ({', '.join(few)})" if len(few) <= 12 else "")
+            f"{_of(len(few), arm)} {'has' if len(few) == 1 else 'have'} under {FEW} events or under {FEW} non-events,"
+            f" so that their own figures, calibration above all, are uncertain: {_names(few)}."
         )
     return said
 
@@ -229,17 +243,24 @@ def _missing_warnings(results: Results, arm: Arm, found: Pooled) -> list[str]:
     said = []
     if found.without_interval:
         said.append(
-            "Shown, but not part of the random-effects summary, for want of an interval (under"
-            f" {MIN_PER_CLASS} events or {MIN_PER_CLASS} non-events): {', '.join(found.without_interval)}."
+            "Shown, but not part of the random-effects mean, for want of an interval, which takes"
+            f" {MIN_PER_CLASS} events and {MIN_PER_CLASS} non-events: {_names(found.without_interval)}."
         )
     if found.not_estimable:
-        said.append(f"AUROC not estimable (a single class, or not in every seed): {', '.join(found.not_estimable)}.")
+        said.append(f"AUROC not estimable (a single class, or not in every seed): {_names(found.not_estimable)}.")
     silent = sorted(results.hospitals.keys() - arm.hospitals.keys(), key=natural)
     if silent:
-        said.append(f"Without figures, because no evaluation came back: {', '.join(silent)}.")
+        said.append(f"Without figures, because no evaluation came back: {_names(silent)}.")
     if results.quarantined:
-        said.append(f"{many(len(results.quarantined), 'reply').replace('replys', 'replies')} set aside: see below.")
+        count = len(results.quarantined)
+        said.append(f"{count:,} {'reply was' if count == 1 else 'replies were'} set aside; the reasons are below.")
     return said
+
+
+def _names(hospitals: Sequence[str]) -> str:
+    """The first dozen by name, and how many more."""
+    shown = ", ".join(hospitals[:12])
+    return shown if len(hospitals) <= 12 else f"{shown} and {len(hospitals) - 12} more"
 
 
 def _threshold(results: Results) -> str:
@@ -259,7 +280,15 @@ def _threshold(results: Results) -> str:
 
 
 def _across(arm: Arm) -> Table:
-    columns = ("Metric", "Random-effects mean", "95 % prediction interval", "τ", "I²", "Median (IQR)", "Hospitals")
+    columns = (
+        "Metric",
+        "Random-effects mean",
+        "95 % prediction interval",
+        "τ",
+        "I²",
+        "Median (IQR)",
+        "Hospitals with a value",
+    )
     rows = tuple(_across_row(arm, name) for name in METRICS)
     together = arm.pooled
     if together is not None:
@@ -345,7 +374,8 @@ def _arms(results: Results) -> Table | None:
         columns,
         tuple(_arms_row(results, name) for name in names),
         "Paired difference: this arm minus the one named, within each hospital, each hospital counting once; paired t"
-        " interval over hospitals, from 3 on. Compared with the federated model that was tested on the same patients.",
+        " interval over hospitals, from 3 on. Each arm is compared with a federated model tested on the same patients where"
+        " there is one; with “other patients” of the same hospitals, more of the difference is chance.",
     )
 
 
@@ -355,7 +385,9 @@ def _arms_row(results: Results, name: str) -> Row:
     summary = pooled(arm, "auroc").summary
     cells = (
         Cell(str(found.k if found else 0)),
-        Cell(number("auroc", summary.estimate), interval("auroc", summary.low, summary.high)) if summary else Cell(NOTHING),
+        Cell(number("auroc", summary.estimate), interval("auroc", summary.low, summary.high))
+        if summary
+        else Cell(NOTHING),
         Cell(number("auroc", found.median), interval("auroc", found.lower_quartile, found.upper_quartile))
         if found
         else Cell(NOTHING),
@@ -387,7 +419,9 @@ def _quarantined(results: Results) -> Table | None:
             each.hospital,
             (Cell(str(each.seed)), Cell(str(each.round) if each.round else "evaluation"), Cell(each.reason)),
         )
-        for each in sorted(results.quarantined, key=lambda each: (each.seed, each.round or 10**9, natural(each.hospital)))
+        for each in sorted(
+            results.quarantined, key=lambda each: (each.seed, each.round or 10**9, natural(each.hospital))
+        )
     ]
     return Table("Replies set aside", ("Hospital", "Seed", "Round", "Why"), tuple(rows))
 

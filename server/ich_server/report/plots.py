@@ -16,14 +16,31 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from ich_server.results import Arm, Results
-from ich_server.summary import Pooled, arm_label, estimate, hospitals_of, interval, natural, number, spread, values
+from ich_server.summary import (
+    Pooled,
+    arm_label,
+    estimate,
+    hospitals_of,
+    interval,
+    many,
+    natural,
+    number,
+    spread,
+    values,
+)
 
 INK: Final = "#1d2b36"
 MUTED: Final = "#66757f"
 RULE: Final = "#c9d1d6"
 BLUE: Final = "#1f5f99"
 STRONG: Final = "#b3471d"
-COLOURS: Final = {"loho": BLUE, "federated": "#0f7b6c", "pooled": "#8a5a00", "pooled_within": "#8a5a00", "local": "#8c3b6e"}
+COLOURS: Final = {
+    "loho": BLUE,
+    "federated": "#0f7b6c",
+    "pooled": "#8a5a00",
+    "pooled_within": "#8a5a00",
+    "local": "#8c3b6e",
+}
 MARKERS: Final = {"loho": "o", "federated": "o", "pooled": "s", "pooled_within": "s", "local": "^"}
 
 _STYLE: Final[Mapping[str, Any]] = {
@@ -80,7 +97,10 @@ def _reach(arm: Arm, pooled: Pooled) -> list[float]:
     """Every number that the axis must show."""
     found = [end for figures in arm.hospitals.values() for end in (figures.auroc.value, figures.auroc.low)]
     summary = pooled.summary
-    return [0.5, *(end for end in (*found, summary and summary.prediction_low, summary and summary.low) if end is not None)]
+    return [
+        0.5,
+        *(end for end in (*found, summary and summary.prediction_low, summary and summary.low) if end is not None),
+    ]
 
 
 def _limits(reach: Sequence[float]) -> tuple[float, float]:
@@ -108,7 +128,11 @@ def _forest_texts(axes: Axes, y: float, name: str, counts: str, text: str, **sty
     """The three texts of a row: x in user units of the figure, y in rows."""
     start, width = _PLOT[0], _PLOT[1] - _PLOT[0]
     across = axes.get_yaxis_transform()
-    for x, content, side in ((0, _short(name, 26), "left"), (_COUNTS_END, counts, "right"), (_TEXT_START, text, "left")):
+    for x, content, side in (
+        (0, _short(name, 26), "left"),
+        (_COUNTS_END, counts, "right"),
+        (_TEXT_START, text, "left"),
+    ):
         axes.text((x - start) / width, y, content, ha=side, va="center", transform=across, **style)
 
 
@@ -141,7 +165,7 @@ def _forest_summary(axes: Axes, y: float, pooled: Pooled) -> None:
         [found.low, found.estimate, found.high, found.estimate], [y, y - 0.36, y, y + 0.36], color=STRONG, zorder=3
     )
     text = estimate("auroc", found.estimate, found.low, found.high)
-    _forest_texts(axes, y, "Random-effects mean", f"{found.k} hospitals", text, weight="bold")
+    _forest_texts(axes, y, "Random-effects mean", many(found.k, "hospital"), text, weight="bold")
     low, high = found.prediction_low, found.prediction_high
     if low is not None and high is not None:
         axes.plot([low, high], [y + 1] * 2, color=STRONG, linewidth=1.4, zorder=2)
@@ -167,7 +191,9 @@ def arms(results: Results, groups: Sequence[Sequence[str]], title: str) -> Marku
     """AUROC per hospital in every arm: one panel per group of arms with the same patients, a line per hospital."""
     everything = [value for group in groups for arm in group for value in values(results.arms[arm], "auroc").values()]
     column, room, left, gap = 118, 104, 52, 26
-    named = len({hospital for group in groups for arm in group for hospital in results.arms[arm].hospitals}) <= _LABELLED
+    named = (
+        len({hospital for group in groups for arm in group for hospital in results.arms[arm].hospitals}) <= _LABELLED
+    )
     widths = [column * len(group) + (room if named else 0) for group in groups]
     width, height, bottom, top = left + sum(widths) + gap * (len(groups) - 1) + 4, 400, 62, 34
     with _canvas(width, height) as figure:
@@ -201,7 +227,7 @@ def _arms_panel(axes: Axes, results: Results, group: Sequence[str], *, named: bo
         )
         middle = spread(list(column.values()))
         if middle:
-            axes.plot([place - 0.2, place + 0.2], [middle.median] * 2, color=INK, linewidth=2.4, zorder=3)
+            axes.plot([place - 0.26, place + 0.26], [middle.median] * 2, color=INK, linewidth=2.6, zorder=1.5)
     if named:
         _line_ends(axes, {h: found[-1][h] for h in hospitals if h in found[-1]}, len(group) - 1)
 
@@ -209,7 +235,7 @@ def _arms_panel(axes: Axes, results: Results, group: Sequence[str], *, named: bo
 def _line_ends(axes: Axes, ends: Mapping[str, float], x: float) -> None:
     """Names at the ends of lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
-    step = 14 * (high - low) / (axes.get_position().height * axes.figure.get_size_inches()[1] * 72)
+    step = 15 * (high - low) / (axes.get_position().height * axes.figure.get_size_inches()[1] * 72)
     places: list[float] = []
     for value in sorted(ends.values()):
         places.append(max(value, places[-1] + step) if places else value)
@@ -223,7 +249,7 @@ def _arms_axis(axes: Axes, results: Results, group: Sequence[str], *, first: boo
     lines = []
     for arm in group:
         middle = spread(list(values(results.arms[arm], "auroc").values()))
-        lines.append(f"{_two_lines(arm_label(arm))}\n{number('auroc', middle.median if middle else None)}")
+        lines.append(f"{_two_lines(arm_label(arm))}\nmedian {number('auroc', middle.median if middle else None)}")
     axes.set_xticks(range(len(group)), lines, color=INK)
     axes.tick_params(axis="x", length=0)
     ticks = [tenth / 10 for tenth in range(round((axes.get_ylim()[0] + 0.015) * 10), 11)]
@@ -267,7 +293,12 @@ def training(results: Results, title: str) -> Markup:
             losses = curves["all"]
             mark = "o" if len(losses) == 1 else None
             axes.plot(
-                range(1, len(losses) + 1), losses, color=BLUE, linewidth=2.4, label="model of all hospitals", marker=mark
+                range(1, len(losses) + 1),
+                losses,
+                color=BLUE,
+                linewidth=2.4,
+                label="model of all hospitals",
+                marker=mark,
             )
         axes.set_xlabel("Round")
         axes.set_ylabel("Training loss")
@@ -326,7 +357,8 @@ def _svg(figure: Figure, name: str, title: str) -> Markup:
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag[0]), text)
     width, height = (round(side * 72) for side in figure.get_size_inches())
     opening = (
-        f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {height}"'
+        f' style="min-width:{0.9 * width:.0f}px;max-width:{1.2 * width:.0f}px"'
         ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     return Markup(opening + text[text.index(">") + 1 :].strip())  # noqa: S704 - matplotlib escapes texts
