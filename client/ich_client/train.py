@@ -52,7 +52,7 @@ def fit(
                 group["lr"] = lr
             optimizer.zero_grad()
             loss = stack.losses(batch)
-            loss.sum().backward()  # type: ignore[no-untyped-call]
+            loss.sum().backward()
             if recipe.clip is not None:
                 _clip(stack, recipe.clip)
             if direction is not None:

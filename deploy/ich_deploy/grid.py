@@ -4,7 +4,7 @@ The only module here that touches flwr's internals (flwr 1.41): message identifi
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -103,7 +103,7 @@ class InProcessGrid(Grid):
             received = self._through_the_wire(message) if self._serialise else message
             try:
                 reply = self._app(received, self._contexts[node])
-            except Exception as error:  # noqa: BLE001 - as a SuperNode does; our app lets none through
+            except Exception as error:
                 reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, type(error).__name__), reply_to=received)
         _identify(reply)
         return self._through_the_wire(reply) if self._serialise and reply.has_content() else reply
@@ -114,7 +114,7 @@ class InProcessGrid(Grid):
             identifier = message.object_id
             objects = {key: value.deflate() for key, value in get_all_nested_objects(message).items()}
         self.bytes_sent += sum(map(len, objects.values()))
-        copy = inflate_object_from_contents(identifier, objects)
+        copy = cast(Message, inflate_object_from_contents(identifier, objects))
         copy.metadata.__dict__["_message_id"] = message.metadata.message_id
         return copy
 
@@ -144,7 +144,7 @@ def run_on_flower(app: ClientApp, nodes: int, run: Callable[[Grid], R]) -> R:
     server = ServerApp()
 
     @server.main()
-    def main(grid: Grid, context: Context) -> None:
+    def main(grid: Grid, _context: Context) -> None:
         try:
             outcome.append(run(grid))
         except BaseException as error:  # carried to the caller's thread

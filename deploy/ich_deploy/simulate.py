@@ -19,8 +19,8 @@ from ich_deploy.source import Source
 from ich_models.files import read_json, write_json
 from ich_models.protocol import Answer
 from ich_server import results
-from ich_server.results import ArmFound
 from ich_server.report.page import write_report
+from ich_server.results import ArmFound
 from ich_server.study import RoundReport, StudyResult, run_study
 from ich_strategies.plan import Plan
 

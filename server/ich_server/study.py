@@ -11,8 +11,8 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from ich_models.errors import Problem, RunError
-from ich_models.files import read_arrays, write_arrays
 from ich_models.federation import Evaluation
+from ich_models.files import read_arrays, write_arrays
 from ich_models.folds import Fold, folds_of
 from ich_models.protocol import (
     EVALUATE,
@@ -156,7 +156,6 @@ class _Study:
         self.grid, self.plan, self.members, self.progress = grid, plan, members, progress
         self.folds = folds_of(plan.federation.evaluation, members)
         self.names = [fold.name for fold in self.folds]
-        self.header = {"federation": plan.hash, "seed": plan.seed}
 
     def train_round(self) -> RoundReport:
         """One round of every fold. Raises RunError if a fold has fewer good updates than the quorum."""
@@ -165,7 +164,10 @@ class _Study:
         means, validation = WeightedMeans(), WeightedMeans()
         quarantined: list[Quarantine] = []
         requests = self._to_learners(
-            lambda folds: TrainTask(**self.header, round=number, folds=folds, final=final), self.plan.strategy.sends
+            lambda folds: TrainTask(
+                federation=self.plan.hash, seed=self.plan.seed, round=number, folds=folds, final=final
+            ),
+            self.plan.strategy.sends,
         )
         for request, reply in self._exchange(requests, TRAIN, f"round {number}"):
             update = read(reply, TrainReply, request.hospital)
@@ -209,9 +211,14 @@ class _Study:
         elif not thresholds:
             thresholds, _ = self._thresholds(quarantined)
         answers = self._evaluate(thresholds, quarantined)
-        kept = {name: self.progress.rows[name] for name in ("weights", "constants", "local") if name in self.progress.rows}
-        history = self.progress.facts["history"]
-        return StudyResult(tuple(self.names), kept, thresholds, answers, history, quarantined)
+        return StudyResult(
+            folds=tuple(self.names),
+            rows=_sendable(self.progress.rows),
+            thresholds=thresholds,
+            answers=answers,
+            history=self.progress.facts["history"],
+            quarantined=quarantined,
+        )
 
     # asking
 
@@ -296,9 +303,9 @@ class _Study:
             state = {
                 name.removeprefix("state."): block[index] for name, block in rows.items() if name.startswith("state.")
             }
-            weights, state = strategy.step(rows["weights"][index], mean, state, share)
+            weights, after = strategy.step(rows["weights"][index], mean, state, share)
             rows["weights"][index] = weights
-            for name, row in state.items():
+            for name, row in after.items():
                 rows[f"state.{name}"][index] = row
         return losses
 
@@ -320,9 +327,13 @@ class _Study:
     def _thresholds(self, quarantined: list[Quarantine]) -> tuple[dict[str, float], WeightedMeans]:
         """Per fold the patient-weighted mean of the training hospitals' own thresholds, and their validation losses."""
         chosen, validation = WeightedMeans(), WeightedMeans()
-        requests = self._to_learners(lambda folds: ThresholdTask(**self.header, folds=folds))
+        requests = self._to_learners(lambda folds: ThresholdTask(federation=self.plan.hash, seed=self.plan.seed, folds=folds))
         for request, reply in self._exchange(requests, THRESHOLD, "thresholds"):
             answer = read(reply, ThresholdReply, request.hospital)
+            if not isinstance(answer, Failure) and {len(answer[0].thresholds), len(answer[0].validation_losses)} != {
+                len(request.folds)
+            }:
+                answer = Failure(MALFORMED)
             if isinstance(answer, Failure):
                 quarantined.append(Quarantine(0, request.hospital, answer.reason))
                 continue
@@ -346,7 +357,8 @@ class _Study:
             asked = questions(self.plan.federation.evaluation, hospital)
             folds = [fold for folds in asked.values() for fold in folds]
             task = EvaluateTask(
-                **self.header,
+                federation=self.plan.hash,
+                seed=self.plan.seed,
                 folds=folds,
                 questions=[
                     Question(arm=arm, folds=named, thresholds=[thresholds[fold] for fold in named])
@@ -358,6 +370,9 @@ class _Study:
         answers: dict[str, tuple[Answer, ...]] = {}
         for request, reply in self._exchange(requests, EVALUATE, "evaluation"):
             answer = read(reply, EvaluateReply, request.hospital)
+            expected = list(questions(self.plan.federation.evaluation, request.hospital))
+            if not isinstance(answer, Failure) and [given.arm for given in answer[0].answers] != expected:
+                answer = Failure(MALFORMED)
             if isinstance(answer, Failure):
                 quarantined.append(Quarantine(0, request.hospital, answer.reason))
             else:
@@ -382,7 +397,7 @@ def questions(evaluation: Evaluation, hospital: str) -> dict[str, list[str]]:
 
 def _sendable(rows: Rows) -> Rows:
     """What hospitals need to compute with a fold's model."""
-    return {name: rows[name] for name in ("weights", "constants", "local") if name in rows}
+    return {name: block for name, block in rows.items() if name in ("weights", "constants", "local")}
 
 
 def _rows_of(names: Sequence[str], rows: Rows, folds: Sequence[str]) -> Rows:

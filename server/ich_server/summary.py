@@ -69,10 +69,10 @@ class Paired:
     same_patients: bool
 
 
-def natural(name: str) -> tuple[tuple[int, int | str], ...]:
+def natural(name: str) -> list[tuple[int, int | str]]:
     """Sort key by which h2 comes before h10, whatever the case."""
-    parts = re.split(r"([0-9]+)", name.casefold())
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part) + ((2, name),)
+    parts = [part for part in re.split(r"([0-9]+)", name.casefold()) if part]
+    return [*((0, int(part)) if part.isdecimal() and part.isascii() else (1, part) for part in parts), (-1, name)]
 
 
 def main_arm(results: Results) -> str | None:

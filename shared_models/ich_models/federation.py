@@ -204,7 +204,8 @@ class Quorum(Strict):
     """How many hospitals a round needs, and how long it waits for them."""
 
     hospitals: Annotated[int, Field(ge=1)] | None = None
-    """A round goes on with this many good updates; all hospitals by default. A fold needs one fewer."""
+    """A study begins, and a round goes on, with this many hospitals; by default it begins with all of them and goes on
+    with more than half. A leave-one-hospital-out fold needs one fewer."""
     deadline: Seconds = 3600.0
 
 

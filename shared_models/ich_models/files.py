@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save
 from safetensors import safe_open
+from safetensors.numpy import save
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -37,7 +37,8 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], facts: object) 
 def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], Any]:
     """What `write_arrays` wrote."""
     with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])
+        names = file.keys()  # no mapping: it cannot be iterated itself
+        return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["facts"])
 
 
 def read_json(path: Path) -> Any:

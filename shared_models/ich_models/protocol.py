@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Self, TypeVar
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ich_models.errors import Code
 from ich_models.metrics import METRICS, Estimate, Evaluation
@@ -139,6 +139,12 @@ class Answer(Strict):
     events: Count
     metrics: dict[str, tuple[float | None, float | None, float | None]]
 
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if tuple(self.metrics) != METRICS or self.events > self.patients:
+            raise ValueError("not an evaluation")
+        return self
+
     @classmethod
     def of(cls, arm: str, evaluation: Evaluation) -> "Answer":
         """From an evaluation."""
@@ -147,9 +153,7 @@ class Answer(Strict):
 
     def evaluation(self) -> Evaluation:
         """To an evaluation."""
-        return Evaluation(
-            self.patients, self.events, {name: Estimate(*self.metrics[name]) for name in METRICS}
-        )
+        return Evaluation(self.patients, self.events, {name: Estimate(*three) for name, three in self.metrics.items()})
 
 
 class EvaluateReply(Strict):
@@ -174,7 +178,7 @@ _MESSAGE, _JSON, _BLOCKS, _WIDTHS, _ARRAYS, _ROWS = "message", "json", "blocks",
 
 def to_record(message: Strict, rows: Rows | None = None) -> RecordDict:
     """A message and its rows as a flwr record: JSON that a person can read, and one flat array."""
-    config: dict[str, str | list[str] | list[int]] = {_JSON: message.model_dump_json()}
+    config: dict[str, ConfigRecordValues] = {_JSON: message.model_dump_json()}
     record = RecordDict()
     if rows:
         blocks = list(rows.values())

@@ -189,7 +189,7 @@ def test_dates_become_intervals(hospitals: Loader) -> None:
     study = STUDY.replace("[age, gcs, ivh]", "[age, stay]").replace("unit: days", "unit: months")
     study = study.replace("{type: number, unit: years", "{type: integer, unit: years")
     interval = """\
-    stay: {date: IN, format: "%b-%y", months: {sty: 1, "pa?": 10, gru: 12, maj: 5}, since: 1995-01-01}
+    stay: {date: IN, format: "%b-%y", months: {sty: 1, "pa?": 10, gr: 2, gru: 12, maj: 5}, since: 1995-01-01}
     age: {date: BORN, format: "%d.%m.%Y", since: 1900-03-01}
 """
     mapping = MAPPING.replace("    age: {from: AGE_Y}\n", interval)
@@ -202,7 +202,7 @@ def test_an_interval_between_two_columns_counts_days_and_completed_years(hospita
     book = openpyxl.Workbook()
     birth = date(1950, 3, 1)
     days = [(birth, date(2020, 2, 29)), (birth, date(2020, 3, 1)), (birth, None), (None, date(2020, 3, 1))]
-    for row in [("BORN", "IN", "MRS"), *((born, seen, at) for at, (born, seen) in enumerate(days, start=1))]:
+    for row in [("MRS", "BORN", "IN"), *((at, born, seen) for at, (born, seen) in enumerate(days, start=1))]:
         book.active.append(row)
     book.save(tmp_path / "north.xlsx")
     study = STUDY.replace("[age, gcs, ivh]", "[age]").replace(

@@ -146,6 +146,11 @@ def test_a_hospital_that_did_not_answer_is_named(three: Results) -> None:
     assert "no evaluation came back: south." in page
 
 
+def test_one_arm_is_compared_with_nothing(build: MakeResults, three: Results) -> None:
+    assert "Comparison of arms" in texts(parse(render(three)))
+    assert "Comparison of arms" not in texts(parse(render(build(arms=["loho"]))))
+
+
 def test_names_cannot_break_out(hostile: Results) -> None:
     page = render(hostile)
     assert "<script" not in page

@@ -280,7 +280,7 @@ def _threshold(results: Results) -> str:
 
 
 def _across(arm: Arm) -> Table:
-    columns = (
+    columns: tuple[str, ...] = (
         "Metric",
         "Random-effects mean",
         "95 % prediction interval",
@@ -358,7 +358,7 @@ def _details_row(head: str, figures: Figures, *, total: bool = False) -> Row:
 
 def _arms(results: Results) -> Table | None:
     names = in_order(results)
-    if not names:
+    if len(names) < 2:
         return None
     columns = (
         "Arm",

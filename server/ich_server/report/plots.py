@@ -11,9 +11,9 @@ from typing import Any, Final
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from ich_server.results import Arm, Results
 from ich_server.summary import (
@@ -43,7 +43,7 @@ COLOURS: Final = {
 }
 MARKERS: Final = {"loho": "o", "federated": "o", "pooled": "s", "pooled_within": "s", "local": "^"}
 
-_STYLE: Final[Mapping[str, Any]] = {
+_STYLE: Final[Mapping[Any, Any]] = {
     "svg.fonttype": "none",  # real text: it can be searched and read aloud; the page chooses the font
     "text.parse_math": False,  # a hospital may be called $x$
     "text.color": INK,
@@ -81,7 +81,7 @@ def forest(arm: Arm, pooled: Pooled, title: str) -> Markup:
         axes = figure.add_axes(_box(_PLOT[0], bottom, _PLOT[1] - _PLOT[0], row * rows, _WIDTH, height))
         axes.set_ylim(rows - 0.5, -0.5)
         axes.set_xlim(*_limits(_reach(arm, pooled)))
-        _forest_header(figure, axes, height - top / 2)
+        _forest_header(figure, height - top / 2)
         for place, (name, figures) in enumerate(hospitals.items()):
             found = figures.auroc
             _forest_texts(axes, place, name, f"{figures.events:,} / {figures.n:,}", _forest_text(found))
@@ -96,11 +96,9 @@ def forest(arm: Arm, pooled: Pooled, title: str) -> Markup:
 def _reach(arm: Arm, pooled: Pooled) -> list[float]:
     """Every number that the axis must show."""
     found = [end for figures in arm.hospitals.values() for end in (figures.auroc.value, figures.auroc.low)]
-    summary = pooled.summary
-    return [
-        0.5,
-        *(end for end in (*found, summary and summary.prediction_low, summary and summary.low) if end is not None),
-    ]
+    if pooled.summary:
+        found += [pooled.summary.low, pooled.summary.prediction_low]
+    return [0.5, *(end for end in found if end is not None)]
 
 
 def _limits(reach: Sequence[float]) -> tuple[float, float]:
@@ -109,7 +107,7 @@ def _limits(reach: Sequence[float]) -> tuple[float, float]:
     return lowest - 0.015, 1.015
 
 
-def _forest_header(figure: Figure, axes: Axes, y: float) -> None:
+def _forest_header(figure: Figure, y: float) -> None:
     width, height = figure.get_size_inches() * 72
     for x, text, side in (
         (0, "Hospital", "left"),
@@ -227,7 +225,7 @@ def _arms_panel(axes: Axes, results: Results, group: Sequence[str], *, named: bo
         )
         middle = spread(list(column.values()))
         if middle:
-            axes.plot([place - 0.26, place + 0.26], [middle.median] * 2, color=INK, linewidth=2.6, zorder=1.5)
+            axes.plot([place - 0.22, place + 0.22], [middle.median] * 2, color=INK, linewidth=2.6, zorder=1.5)
     if named:
         _line_ends(axes, {h: found[-1][h] for h in hospitals if h in found[-1]}, len(group) - 1)
 
@@ -235,14 +233,14 @@ def _arms_panel(axes: Axes, results: Results, group: Sequence[str], *, named: bo
 def _line_ends(axes: Axes, ends: Mapping[str, float], x: float) -> None:
     """Names at the ends of lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
-    step = 15 * (high - low) / (axes.get_position().height * axes.figure.get_size_inches()[1] * 72)
+    step = 15 * (high - low) / axes.bbox.height
     places: list[float] = []
     for value in sorted(ends.values()):
         places.append(max(value, places[-1] + step) if places else value)
     overflow = max(0.0, places[-1] - (high - step / 2)) if places else 0.0
     for place, (hospital, value) in zip(places, sorted(ends.items(), key=lambda item: item[1]), strict=True):
-        axes.plot([x + 0.07, x + 0.24], [value, place - overflow], color=RULE, linewidth=0.8, zorder=0)
-        axes.text(x + 0.27, place - overflow, _short(hospital, 14), va="center", color=INK, fontsize=10.5)
+        axes.plot([x + 0.07, x + 0.28], [value, place - overflow], color=RULE, linewidth=0.8, zorder=0)
+        axes.text(x + 0.31, place - overflow, _short(hospital, 14), va="center", color=INK, fontsize=10.5)
 
 
 def _arms_axis(axes: Axes, results: Results, group: Sequence[str], *, first: bool) -> None:
@@ -302,7 +300,7 @@ def training(results: Results, title: str) -> Markup:
             )
         axes.set_xlabel("Round")
         axes.set_ylabel("Training loss")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color=RULE, linewidth=0.6, alpha=0.7)
         if curves:
             axes.legend(frameon=False, loc="upper right", reverse=True)
@@ -330,7 +328,7 @@ def _mean(seeds: Sequence[Sequence[float | None]], place: int) -> float:
 def _canvas(width: float, height: float) -> Iterator[Figure]:
     """A figure of that many SVG user units, drawn in our style; nothing of pyplot is touched."""
     with mpl.rc_context(), warnings.catch_warnings():
-        mpl.rcParams.update(mpl.rcParamsDefault)  # whatever the user's matplotlibrc says
+        mpl.rcdefaults()  # whatever the user's matplotlibrc says
         mpl.rcParams.update(_STYLE)
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has it
         yield Figure(figsize=(width / 72, height / 72), dpi=72)
@@ -350,7 +348,7 @@ def _svg(figure: Figure, name: str, title: str) -> Markup:
     mpl.rcParams["svg.hashsalt"] = name
     written = io.BytesIO()
     figure.patch.set_alpha(0)
-    FigureCanvasSVG(figure).print_svg(written, metadata=_NO_METADATA)
+    figure.savefig(written, format="svg", metadata=_NO_METADATA)
     text = written.getvalue().decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
@@ -361,4 +359,4 @@ def _svg(figure: Figure, name: str, title: str) -> Markup:
         f' style="min-width:{0.9 * width:.0f}px;max-width:{1.2 * width:.0f}px"'
         ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
-    return Markup(opening + text[text.index(">") + 1 :].strip())  # noqa: S704 - matplotlib escapes texts
+    return Markup(opening + text[text.index(">") + 1 :].strip())  # matplotlib has escaped its texts

@@ -14,6 +14,10 @@ class Standardise(nn.Module):
     and they make a network complete in itself, for prediction and export.
     """
 
+    fill: torch.Tensor
+    centre: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, columns: int) -> None:
         super().__init__()
         self.register_buffer("fill", torch.zeros(columns))

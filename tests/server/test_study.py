@@ -1,0 +1,453 @@
+"""The round engine through the real ClientApp: exact arithmetic, quarantine, quorum, resume, held-out hospitals."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+import small
+from ich_client import train as training
+from ich_client.tables import Hospital
+from ich_models.batch import Patients
+from ich_models.errors import RunError
+from ich_models.protocol import TRAIN, Rows, TrainReply, from_record, to_record
+from ich_server.study import Quarantine, RoundReport, StudyResult
+
+ALL_STRATEGIES: list[dict[str, Any]] = [
+    {"name": "fedavg"},
+    {"name": "fedprox", "mu": 0.1},
+    {"name": "scaffold"},
+    {"name": "fedavgm"},
+    {"name": "fedadam"},
+    {"name": "fedbn"},
+]
+
+
+def settings_for(strategy: dict[str, Any], **more: Any) -> Any:
+    """A federation with that strategy; FedBN needs layers to keep."""
+    network = {"name": "logistic"}
+    if strategy["name"] == "fedbn":
+        network = {"name": "mlp", "hidden": [4], "normalisation": "batch"}
+    return small.federation(strategy=strategy, network=network, **more)
+
+
+def same(first: StudyResult, second: StudyResult) -> bool:
+    """Every number the same to the byte."""
+    return (
+        {name: rows.tobytes() for name, rows in first.rows.items()}
+        == {name: rows.tobytes() for name, rows in second.rows.items()}
+        and first.thresholds == second.thresholds
+        and first.answers == second.answers
+        and list(first.history) == list(second.history)
+    )
+
+
+# --- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def test_full_batch_fedavg_with_one_step_a_round_is_central_gradient_descent(tmp_path: Path) -> None:
+    """The weighted mean of one full-batch step each is one step on all patients (McMahan et al. 2017, section 2)."""
+    settings = small.federation(
+        network={"name": "logistic", "dtype": "float64", "bias": "zero"},
+        stage={"rounds": 25, "epochs": 1, "batch": "all"},
+        evaluation={"leave_one_hospital_out": False, "test": 0.3},
+        table={"scaling": "none"},
+    )
+    members = [replace(h, patients=complete(h.patients)) for h in small.hospitals()]
+    found = small.study(settings, members, tmp_path)
+
+    plan = small.Plan(settings, 42)
+    taken = [site.hospital.patients.take(site.split(0).train) for site in small.sites(plan, members, tmp_path).values()]
+    x = np.concatenate([patients.table for patients in taken])
+    y = np.concatenate([patients.labels for patients in taken])
+    weights, bias = np.zeros(3), 0.0
+    for _ in range(25):
+        residual = 1 / (1 + np.exp(-(x @ weights + bias))) - y
+        weights, bias = weights - 0.1 * residual @ x / len(y), bias - 0.1 * residual.mean()
+    assert found.of(["all"])["weights"][0] == pytest.approx([*weights, bias], abs=1e-12)
+
+
+def complete(patients: Patients) -> Patients:
+    """The same patients with nothing missing."""
+    return replace(patients, table=np.nan_to_num(patients.table))
+
+
+def test_the_start_is_the_training_hospitals_log_odds(tmp_path: Path) -> None:
+    """With a learning rate of nearly nothing the model stays at the federated log-odds, per fold."""
+    members = small.hospitals()
+    found = small.study(small.federation(stage={"optimizer": {"name": "sgd", "lr": 1e-12}}), members, tmp_path)
+    for fold, excluded in (("all", None), ("without:north", "north")):
+        learning = [member.patients.labels for member in members if member.name != excluded]
+        events, patients = sum(labels.sum() for labels in learning), sum(map(len, learning))
+        expected = np.log((events + 0.5) / (patients - events + 0.5))
+        assert found.of([fold])["weights"][0, -1] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_threshold_is_the_patient_weighted_mean_of_the_training_hospitals_youden(tmp_path: Path) -> None:
+    members = small.hospitals()
+    found = small.study(small.federation(), members, tmp_path)
+    plan = small.Plan(small.federation(), 42)
+    total = 0.0
+    for member in (members[0], members[2]):
+        scores = plain_logistic(found.of(["without:north"]), member.patients.table)
+        cuts = np.unique(scores)
+        middles = (cuts[1:] + cuts[:-1]) / 2
+        labels = member.patients.labels == 1
+        gains = [(scores[labels] >= cut).mean() - (scores[~labels] >= cut).mean() for cut in middles]
+        total += middles[int(np.argmax(np.round(gains, 12)))] * len(member.patients)
+    assert plan.federation.evaluation.validation is None
+    assert found.thresholds["without:north"] == pytest.approx(total / (50 + 65), abs=1e-6)
+
+
+def plain_logistic(rows: Rows, table: np.ndarray) -> np.ndarray:
+    """Probabilities of a logistic model in plain NumPy."""
+    fill, centre, scale = rows["constants"][0].reshape(3, -1).astype(float)
+    weights = rows["weights"][0].astype(float)
+    x = (np.where(np.isnan(table), fill, table) - centre) * scale
+    return 1 / (1 + np.exp(-(x @ weights[:-1] + weights[-1])))
+
+
+# --- held out means held out ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ALL_STRATEGIES, ids=lambda s: s["name"])
+def test_nothing_of_a_fold_depends_on_its_held_out_hospital(strategy: dict[str, Any], tmp_path: Path) -> None:
+    """Replace all of a hospital's patients: its fold's statistics, weights and threshold stay the same to the byte."""
+    settings = settings_for(strategy, evaluation={"validation": 0.25, "choose_round": "last"})
+    members = small.hospitals()
+    before = small.study(settings, members, tmp_path / "before")
+    for index, member in enumerate(members):
+        others = [*members]
+        others[index] = small.hospital(member.name, patients=111, seed=9)
+        after = small.study(settings, others, tmp_path / member.name)
+        fold = f"without:{member.name}"
+        for name, rows in before.of([fold]).items():
+            assert rows.tobytes() == after.of([fold])[name].tobytes(), (fold, name)
+        assert before.thresholds[fold] == after.thresholds[fold]
+        assert before.of(["all"])["weights"].tobytes() != after.of(["all"])["weights"].tobytes()
+
+
+def test_permuted_labels_give_an_auroc_of_one_half_within_its_interval(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    members = []
+    for name in ("east", "north", "south"):
+        member = small.hospital(name, 400)
+        shuffled = replace(member.patients, labels=generator.permutation(member.patients.labels))
+        members.append(replace(member, patients=shuffled))
+    found = small.study(small.federation(), members, tmp_path)
+    for answers in found.answers.values():
+        auroc = answers[0].evaluation().metrics["auroc"]
+        assert auroc.low is not None and auroc.high is not None
+        assert auroc.low < 0.5 < auroc.high
+
+
+def test_the_held_out_hospital_is_asked_once_and_never_trains_its_fold(tmp_path: Path) -> None:
+    asked: list[tuple[int, str, str]] = []
+
+    def listening(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            task = json.loads(str(message.content.config_records["message"]["json"]))
+            asked.extend((message.metadata.dst_node_id, message.metadata.message_type, fold) for fold in task.get("folds", []))
+            return client(message, context)
+
+        return call  # type: ignore[return-value]  # the grid only ever calls it
+
+    small.study(small.federation(), small.hospitals(), tmp_path, around=listening)
+    names = {1: "east", 2: "north", 3: "south"}
+    for node, name in names.items():
+        kinds = [kind for asked_node, kind, fold in asked if asked_node == node and fold == f"without:{name}"]
+        assert kinds == ["evaluate.test"]
+
+
+# --- bad updates ------------------------------------------------------------------------------------------------------
+
+Spoil = Callable[[TrainReply, Rows], tuple[TrainReply, Rows]]
+
+
+def poisoned(node: int, spoil: Spoil) -> Callable[[ClientApp], ClientApp]:
+    """A ClientApp whose node returns spoilt updates."""
+
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != TRAIN or message.metadata.dst_node_id != node:
+                return reply
+            answer, rows = from_record(reply.content, TrainReply)
+            return Message(to_record(*spoil(answer, {name: block.copy() for name, block in rows.items()})), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    return around
+
+
+def not_a_number(answer: TrainReply, rows: Rows) -> tuple[TrainReply, Rows]:
+    rows["weights"][0, 0] = np.nan
+    return answer, rows
+
+
+def wrong_shape(answer: TrainReply, rows: Rows) -> tuple[TrainReply, Rows]:
+    return answer, {"weights": rows["weights"][:, :-1]}
+
+
+def huge_weight(answer: TrainReply, rows: Rows) -> tuple[TrainReply, Rows]:
+    return answer.model_copy(update={"patients": [10**9] * len(answer.patients)}), rows
+
+
+def no_patients(answer: TrainReply, rows: Rows) -> tuple[TrainReply, Rows]:
+    return answer.model_copy(update={"patients": [0] * len(answer.patients)}), rows
+
+
+def far_away(answer: TrainReply, rows: Rows) -> tuple[TrainReply, Rows]:
+    return answer, {"weights": rows["weights"] + 1e6}
+
+
+def another_name(answer: TrainReply, rows: Rows) -> tuple[TrainReply, Rows]:
+    return answer.model_copy(update={"hospital": "north"}), rows
+
+
+def too_few_losses(answer: TrainReply, rows: Rows) -> tuple[TrainReply, Rows]:
+    return answer.model_copy(update={"losses": answer.losses[:-1]}), rows
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (not_a_number, "not finite"),
+        (wrong_shape, "shape"),
+        (huge_weight, "patients"),
+        (no_patients, "patients"),
+        (far_away, "norm"),
+        (another_name, "replied under another hospital's name"),
+        (too_few_losses, "malformed reply"),
+    ],
+)
+def test_a_bad_update_is_named_and_the_round_goes_on_without_it(spoil: Spoil, reason: str, tmp_path: Path) -> None:
+    settings = small.federation(checks={"update_norm": 100.0}, evaluation={"leave_one_hospital_out": False, "test": 0.2})
+    members = small.hospitals()
+    reports: list[RoundReport] = []
+    found = small.study(settings, members, tmp_path, around=poisoned(3, spoil), watch=reports.append)
+    assert list(found.quarantined) == [Quarantine(number, "south", reason) for number in (1, 2, 3)]
+    assert [report.replied for report in reports] == [2, 2, 2]
+
+    def lost(node: int, message: Message) -> Error | None:
+        return Error(5, "gone") if node == 3 and message.metadata.message_type == TRAIN else None
+
+    without = small.study(settings, members, tmp_path / "lost", failing=lost)
+    assert found.rows["weights"].tobytes() == without.rows["weights"].tobytes()
+    assert [q.reason for q in without.quarantined] == ["flower error 5"] * 3
+
+
+def test_too_few_good_updates_end_the_run_by_name_and_it_can_go_on(tmp_path: Path) -> None:
+    """Two of three hospitals fail in round 2; once they are back, --resume ends where an undisturbed run would have."""
+    settings, members = small.federation(), small.hospitals()
+    trained = 0
+
+    def failing(node: int, message: Message) -> Error | None:
+        nonlocal trained
+        if message.metadata.message_type == TRAIN:
+            trained += 1
+        return Error(1, "x") if 3 < trained and message.metadata.message_type == TRAIN and node != 1 else None
+
+    with pytest.raises(RunError) as caught:
+        small.study(settings, members, tmp_path, failing=failing)
+    assert caught.value.exit_code == 4
+    text = str(caught.value)
+    assert "round 2: fold 'all' has 1 good updates and needs 2" in text
+    assert "north: flower error 1" in text and "south: flower error 1" in text and "--resume" in text
+    resumed = small.study(settings, members, tmp_path, resume=True)
+    assert same(resumed, small.study(settings, members, tmp_path / "undisturbed"))
+
+
+def test_a_client_that_raises_says_a_code_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The traceback, which may hold paths and names, stays in the hospital's log."""
+    settings, members = small.federation(), small.hospitals()
+    plan = small.Plan(settings, 42)
+    at_work = small.sites(plan, members, tmp_path)
+
+    def broken(part: int) -> None:
+        raise KeyError(f"/data/patients/Mustermann-{part}.csv")
+
+    at_work["east"].moments = broken  # type: ignore[method-assign,assignment]
+    network = small.grid(small.app(at_work), 3, serialise=True)
+    with pytest.raises(RunError) as caught:
+        small.run_study(network, plan, tmp_path / "server", resume=False, watch=lambda report: None)
+    assert "2 of 3 hospitals can take part" in str(caught.value)
+    assert "node 1: refused with code INTERNAL" in str(caught.value)
+    assert "Mustermann" not in str(caught.value) and "Mustermann" in caplog.text
+
+
+def test_two_hospitals_with_one_name_are_refused(tmp_path: Path) -> None:
+    settings, members = small.federation(), small.hospitals()
+    plan = small.Plan(settings, 42)
+    at_work = small.sites(plan, members, tmp_path)
+    at_work["south"].hospital = replace(at_work["south"].hospital, name="east")
+    with pytest.raises(RunError, match="two hospitals call themselves 'east'"):
+        small.run_study(small.grid(small.app(at_work), 3), plan, tmp_path, resume=False, watch=lambda report: None)
+
+
+# --- the same numbers whichever way ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ALL_STRATEGIES, ids=lambda s: s["name"])
+def test_interrupted_after_any_round_and_resumed_gives_the_same_numbers(
+    strategy: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = settings_for(strategy, stage={"rounds": 4}, evaluation={"validation": 0.2, "folds": 2})
+    members = small.hospitals()
+    whole = small.study(settings, members, tmp_path / "whole")
+
+    class PowerCutError(Exception):
+        pass
+
+    for last in (1, 2, 3, 4):
+
+        def cut(report: RoundReport, last: int = last) -> None:
+            if report.round == last:
+                raise PowerCutError
+
+        folder = tmp_path / f"cut-{last}"
+        with pytest.raises(PowerCutError):
+            small.study(settings, members, folder, watch=cut)
+        assert same(whole, small.study(settings, members, folder, resume=True))
+
+
+@pytest.mark.parametrize("strategy", ALL_STRATEGIES, ids=lambda s: s["name"])
+def test_interrupted_before_the_checkpoint_the_round_is_done_again(strategy: dict[str, Any], tmp_path: Path) -> None:
+    """Hospitals have saved their state of round 2, the server has not: the state before it must still be there."""
+    settings = settings_for(strategy)
+    members = small.hospitals()
+    whole = small.study(settings, members, tmp_path / "whole")
+    trained = 0
+
+    class PowerCutError(Exception):
+        pass
+
+    def cut(node: int, message: Message) -> None:
+        nonlocal trained
+        if message.metadata.message_type == TRAIN:
+            trained += 1
+            if trained == 6:  # the last hospital of round 2
+                raise PowerCutError
+
+    with pytest.raises(PowerCutError):
+        small.study(settings, members, tmp_path / "cut", failing=cut)
+    assert same(whole, small.study(settings, members, tmp_path / "cut", resume=True))
+
+
+def test_serialised_messages_change_nothing(tmp_path: Path) -> None:
+    settings, members = settings_for({"name": "scaffold"}), small.hospitals()
+    direct = small.study(settings, members, tmp_path / "direct")
+    assert same(direct, small.study(settings, members, tmp_path / "wire", serialise=True))
+
+
+def test_folds_in_one_message_or_in_many_give_the_same_numbers(tmp_path: Path) -> None:
+    """All folds in one batched pass, or each in a message of its own, trained alone: equal to rounding."""
+    members = small.hospitals()
+    together = small.study(small.federation(), members, tmp_path / "together")
+    apart = small.study(small.federation(training={"message_limit": 1}), members, tmp_path / "apart")
+    assert together.rows["weights"] == pytest.approx(apart.rows["weights"], abs=1e-6)
+    assert np.abs(together.rows["weights"]).max() > 0.1
+
+
+def test_round_one_is_computed_once_where_the_folds_begin_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without fold-specific scaling and bias every fold begins with the same numbers."""
+    copies: list[int] = []
+
+    def counting(stack: Any, *rest: Any, **options: Any) -> Any:
+        copies.append(stack.copies)
+        return training.fit(stack, *rest, **options)
+
+    monkeypatch.setattr("ich_client.work.fit", counting)
+    settings = small.federation(table={"scaling": "hospital"}, network={"name": "logistic", "bias": "zero"})
+    shared = small.study(settings, small.hospitals(), tmp_path)
+    assert copies == [1, 1, 1, 3, 3, 3, 3, 3, 3]  # three folds train at each hospital: all, and two that hold out another
+    assert len({row.tobytes() for row in shared.rows["weights"]}) == 4
+
+
+def test_a_resume_with_other_data_is_refused(tmp_path: Path) -> None:
+    settings, members = small.federation(), small.hospitals()
+
+    def stop(report: RoundReport) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        small.study(settings, members, tmp_path, watch=stop)
+    with pytest.raises(RunError, match="hospitals or their data have changed since the study began: north"):
+        small.study(settings, [members[0], small.hospital("north", 81), members[2]], tmp_path, resume=True)
+    other = small.federation(stage={"rounds": 5})
+    with pytest.raises(RunError, match="belongs to another federation file"):
+        small.study(other, members, tmp_path, resume=True)
+
+
+# --- choices ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_best_round_is_the_one_with_the_lowest_validation_loss(tmp_path: Path) -> None:
+    """A learning rate that diverges: later rounds are worse, and the best weights are those of an earlier round."""
+    evaluation = {"validation": 0.3, "leave_one_hospital_out": False, "test": 0.2}
+    stage = {"rounds": 6, "epochs": 3, "batch": 4, "optimizer": {"name": "sgd", "lr": 30.0}}
+    members = small.hospitals()
+    best = small.study(
+        small.federation(stage=stage, evaluation={**evaluation, "choose_round": "best"}), members, tmp_path / "best"
+    )
+    losses = {}
+    plan = small.Plan(small.federation(stage=stage, evaluation=evaluation), 42)
+    for rounds in range(7):  # stop after each round and look at the loss of what is there
+        settings = small.federation(stage={**stage, "rounds": max(1, rounds)}, evaluation=evaluation)
+        found = small.study(settings, members, tmp_path / str(rounds))
+        rows = found.of(["all"])
+        if rounds == 0:
+            start = plan.start_row(sum_log_odds(plan, members, tmp_path))
+            rows = {**rows, "weights": start[None]}
+        losses[rounds] = (validation_loss(plan, rows, members, tmp_path), rows["weights"])
+    chosen = min(losses, key=lambda rounds: losses[rounds][0])
+    assert chosen < 6
+    assert best.of(["all"])["weights"].tobytes() == losses[chosen][1].tobytes()
+
+
+def sum_log_odds(plan: small.Plan, members: list[Hospital], folder: Path) -> float:
+    labels = [site.hospital.patients.labels[site.split(0).train] for site in small.sites(plan, members, folder).values()]
+    events, patients = sum(map(np.sum, labels)), sum(map(len, labels))
+    return float(np.log((events + 0.5) / (patients - events + 0.5)))
+
+
+def validation_loss(plan: small.Plan, rows: Rows, members: list[Hospital], folder: Path) -> float:
+    """Weighted by training patients, as the server weights."""
+    total = weight = 0.0
+    for site in small.sites(plan, members, folder).values():
+        chosen = site.hospital.patients.take(site.split(0).validation)
+        p = torch.from_numpy(plain_logistic(rows, chosen.table)).clamp(1e-300, 1 - 1e-16)
+        loss = torch.nn.functional.binary_cross_entropy(p, torch.from_numpy(chosen.labels).double())
+        total += float(loss) * len(site.split(0).train)
+        weight += len(site.split(0).train)
+    return total / weight
+
+
+def test_fedbn_gives_the_unseen_hospital_the_mean_of_the_others_layers(tmp_path: Path) -> None:
+    settings, members = settings_for({"name": "fedbn"}), small.hospitals()
+    found = small.study(settings, members, tmp_path)
+    plan = small.Plan(settings, 42)
+    kept = {name: site.state.load() for name, site in small.sites(plan, members, tmp_path).items()}
+    layers = {name: kept[name]["without:north"]["local"] for name in ("east", "south")}
+    mean = (layers["east"].astype(float) * 50 + layers["south"].astype(float) * 65) / 115
+    assert "without:north" not in kept["north"]
+    assert found.of(["without:north"])["local"][0] == pytest.approx(mean, rel=1e-6)
+    assert not np.allclose(layers["east"], layers["south"], atol=1e-3)
+
+
+def test_a_record_in_a_bottle() -> None:
+    """A refusal is a code alone on the wire."""
+    from ich_models.errors import Code
+    from ich_models.protocol import Refusal, is_refusal
+
+    record = to_record(Refusal(code=Code.DATA))
+    assert json.loads(str(record.config_records["message"]["json"])) == {"code": "DATA"}
+    assert is_refusal(record) is Code.DATA
+    assert is_refusal(RecordDict()) is None
