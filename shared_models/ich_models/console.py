@@ -4,11 +4,14 @@ import sys
 from typing import NoReturn
 
 import typer
+import typer.core
 from rich.console import Console
 
 from ich_models.errors import IchError, Problem, RunError
 
 INTERRUPTED = 130
+
+typer.core.HAS_RICH = False  # type: ignore[misc]  # plain help texts: with rich, typer 0.20 prints "\[required]" in them
 
 
 def application(help_text: str) -> typer.Typer:

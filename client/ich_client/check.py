@@ -1,0 +1,288 @@
+"""What `ich-client check` finds: a hospital's table as the study sees it, and what the study will ask of the hospital."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ich_client.hospital import HospitalConfig, load_mappings
+from ich_client.splits import split
+from ich_client.tables import Hospital, load_hospitals
+from ich_models import clinical
+from ich_models.errors import ConfigurationError, DataError, Problem
+from ich_models.federation import Federation, load_federation
+from ich_models.folds import folds_of
+from ich_models.metrics import METRICS
+from ich_models.variables import MISSING, Variable
+from ich_models.yaml_config import Document, load
+from ich_strategies.plan import Plan
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """One predictor among the patients that take part. `levels`: patients per level of a category."""
+
+    name: str
+    known_at: str | None
+    unit: str | None
+    missing: int | None
+    low: float | None
+    high: float | None
+    levels: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class FoldHere:
+    """How many of this hospital's patients each model trains, validates and is tested on."""
+
+    fold: str
+    train: int
+    validation: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One kind of reply: when it is asked for, and what is in it."""
+
+    when: str
+    what: str
+
+
+@dataclass(frozen=True)
+class SmallCells:
+    """The larger of the two limits holds."""
+
+    federation: int
+    hospital: int
+
+    @property
+    def k(self) -> int:
+        """The limit that both sides agree to."""
+        return max(self.federation, self.hospital)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The study as a hospital meets it."""
+
+    federation: str
+    hash: str
+    description: str
+    outcome: str
+    network: str
+    strategy: str
+    rounds: int
+    seeds: tuple[int, ...]
+    columns: tuple[str, ...]
+    sent: tuple[Sent, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One hospital: local counts, in full."""
+
+    name: str
+    patients: int
+    events: int
+    excluded: Mapping[str, int]
+    predictors: tuple[Predictor, ...]
+    folds: tuple[FoldHere, ...]
+    small_cells: SmallCells
+    warnings: tuple[Problem, ...]
+
+
+def read(
+    study: Path, mappings: Sequence[Path], folder: Path | None, data: Path
+) -> tuple[Federation, tuple[Hospital, ...]]:
+    """The study and the hospitals of all mappings.
+
+    Raises ConfigurationError with every problem of every configuration file, or, where these are sound, DataError with
+    every problem of every table.
+    """
+    problems: list[Problem] = []
+    federation: Document[Federation] | None = None
+    documents: list[Document[HospitalConfig]] = []
+    try:
+        federation = load_federation(study)
+    except ConfigurationError as error:
+        problems += error.problems
+    for path in mappings:
+        try:
+            documents.append(load(path, HospitalConfig))
+        except ConfigurationError as error:
+            problems += error.problems
+    if folder is not None:
+        try:
+            documents += load_mappings(folder)
+        except ConfigurationError as error:
+            problems += error.problems
+    if not mappings and folder is None:
+        problems.append(Problem("no hospital is named", hint="give a HOSPITAL.yaml, or --hospitals FOLDER"))
+    if not data.is_dir():
+        problems.append(Problem("there is no such folder", str(data), "give the folder of the hospitals' tables as --data"))
+    if problems or federation is None:
+        raise ConfigurationError(problems)
+    return federation.value, load_hospitals(documents, data, federation)
+
+
+# --- the study --------------------------------------------------------------------------------------------------------
+
+
+def asked(federation: Federation) -> Asked:
+    """What a study computes, and what leaves every hospital that takes part in it."""
+    plan = Plan(federation, federation.training.seeds[0])
+    outcome = federation.task.outcome
+    cut = outcome.poor if isinstance(outcome.poor, str) else " or ".join(outcome.poor)
+    return Asked(
+        federation=federation.name,
+        hash=federation.hash,
+        description=federation.description,
+        outcome=f"{outcome.positive} outcome at {outcome.at} ({outcome.variable}: poor is {cut})",
+        network=federation.network.name,
+        strategy=federation.training.strategy.name,
+        rounds=federation.training.rounds,
+        seeds=tuple(federation.training.seeds),
+        columns=plan.columns,
+        sent=tuple(_sent(plan)),
+    )
+
+
+def _sent(plan: Plan) -> list[Sent]:
+    """Every reply of `protocol.py`, in words; each is sent once more for every further seed."""
+    evaluation = plan.federation.evaluation
+    vectors = 1 + len(plan.strategy.sends)
+    weights = f"{plan.weights.size:,} weights ({plan.federation.network.dtype})"
+    if vectors > 1:
+        weights += f", {', '.join(plan.strategy.sends)} of the same size"
+    statistics = (
+        "the hospital's name, patients, events and, for each of"
+        f" {len(plan.columns)} columns, how many values are known, their mean and sum of squared deviations"
+    )
+    if evaluation.folds:
+        statistics += f"; for all training patients, and without each of {evaluation.folds} parts"
+    each_round = f"per model that trains here: {weights}, training patients, training loss"
+    if evaluation.validation is not None:
+        each_round += ", validation loss"
+    sent = [Sent("before round 1", statistics), Sent("each round", each_round)]
+    if plan.local.size:
+        sent.append(Sent("last round", f"per model: the {plan.local.size:,} numbers of the layers that stayed here till then"))
+    if evaluation.threshold == "youden" or evaluation.choose_round == "best":
+        validation = ", validation loss" if evaluation.validation is not None else ""
+        sent.append(Sent("after training", f"per model that trained here: the threshold chosen here{validation}"))
+    arms = [name for name, wanted in _tested(federation=plan.federation).items() if wanted]
+    figures = f"patients, events and {len(METRICS)} metrics with 95 % intervals ({', '.join(METRICS)})"
+    sent.append(Sent("evaluation", f"{' and '.join(arms)}, each: {figures}"))
+    return sent
+
+
+def _tested(federation: Federation) -> dict[str, bool]:
+    evaluation = federation.evaluation
+    return {
+        "the model that never saw this hospital": evaluation.leave_one_hospital_out,
+        "the models of all hospitals on patients they did not learn from": bool(evaluation.folds or evaluation.test),
+    }
+
+
+# --- one hospital -----------------------------------------------------------------------------------------------------
+
+
+def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Found, ...]:
+    """What every hospital brings. Raises DataError if one has too few patients to be split as the study asks."""
+    problems: list[Problem] = []
+    found: list[Found] = []
+    for hospital in hospitals:
+        patients = hospital.patients
+        try:
+            folds = _folds(federation, hospital)
+        except ValueError:  # from the splitter: fewer patients than it must make groups of
+            problems.append(_too_few(federation, hospital))
+            continue
+        found.append(
+            Found(
+                name=hospital.name,
+                patients=len(patients),
+                events=int(patients.labels.sum()),
+                excluded=dict(hospital.excluded),
+                predictors=_predictors(federation, patients.table),
+                folds=folds,
+                small_cells=SmallCells(federation.evaluation.small_cells, hospital.limits.small_cells),
+                warnings=hospital.warnings,
+            )
+        )
+    if problems:
+        raise DataError(problems)
+    return tuple(found)
+
+
+OTHERS = "without:OTHER"
+"""In place of the folds that hold out the other hospitals, whose names a hospital does not know."""
+
+
+def _folds(federation: Federation, hospital: Hospital) -> tuple[FoldHere, ...]:
+    evaluation, labels = federation.evaluation, hospital.patients.labels
+    whole = split(labels, evaluation, 0)
+    folds = []
+    for fold in folds_of(evaluation, (hospital.name,)):
+        if not fold.trains_at(hospital.name):
+            folds.append(FoldHere(OTHERS, len(whole.train), len(whole.validation), 0))
+            folds.append(FoldHere(fold.name, 0, 0, len(labels)))
+            continue
+        part = split(labels, evaluation, fold.part or 0)
+        folds.append(FoldHere(fold.name, len(part.train), len(part.validation), len(part.test)))
+    return tuple(folds)
+
+
+def _too_few(federation: Federation, hospital: Hospital) -> Problem:
+    wanted = federation.evaluation.model_dump(include={"test", "folds", "validation"}, exclude_none=True)
+    settings = ", ".join(f"evaluation.{name}: {value}" for name, value in wanted.items())
+    message = f"hospital '{hospital.name}' has too few patients ({len(hospital.patients)}) to be split by {settings}"
+    return Problem(message, hint="leave this hospital out, or ask the coordinator for fewer parts or other shares")
+
+
+def _predictors(federation: Federation, table: NDArray[np.float64]) -> tuple[Predictor, ...]:
+    names = clinical.columns(federation.modalities.table)
+    columns = dict(zip(names, table.T, strict=True))
+    return tuple(
+        _category(name, variable, columns) if variable.codes else _number(name, variable, columns[name])
+        for name, variable in federation.predictors.items()
+    )
+
+
+def _number(name: str, variable: Variable, column: NDArray[np.float64]) -> Predictor:
+    known = column[~np.isnan(column)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (None, None)
+    return Predictor(name, variable.known_at, variable.unit, len(column) - len(known), low, high, {})
+
+
+def _category(name: str, variable: Variable, columns: Mapping[str, NDArray[np.float64]]) -> Predictor:
+    """Levels counted back from the encoded columns, in which the first level has none."""
+    dummies = {level: columns[f"{name}={level}"] for level in (*variable.codes[1:], MISSING) if f"{name}={level}" in columns}
+    if not dummies:  # a single level has no column that could tell
+        return Predictor(name, variable.known_at, None, None, None, None, {})
+    counts = {level: int(np.nansum(column)) for level, column in dummies.items()}
+    cells = next(iter(dummies.values()))
+    missing = counts.pop(MISSING, 0) + int(np.isnan(cells).sum())
+    first = len(cells) - missing - sum(counts.values())
+    return Predictor(name, variable.known_at, None, missing, None, None, {variable.codes[0]: first, **counts})
+
+
+# --- as JSON ----------------------------------------------------------------------------------------------------------
+
+
+def as_json(study: Asked, hospitals: Sequence[Found]) -> dict[str, Any]:
+    """Everything, as JSON values."""
+    return {
+        "study": asdict(study),
+        "hospitals": [
+            {
+                **asdict(one),
+                "prevalence": one.events / one.patients,
+                "small_cells": {**asdict(one.small_cells), "k": one.small_cells.k},
+            }
+            for one in hospitals
+        ],
+    }

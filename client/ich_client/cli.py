@@ -1,0 +1,207 @@
+"""`ich-client`: what hospital IT runs."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ich_client import check as checks
+from ich_client.check import Asked, FoldHere, Found, Predictor
+from ich_client.hospital import HospitalConfig
+from ich_models import console
+
+app = console.application(
+    "A hospital's side of a federated study. Nothing that these commands read leaves this machine.\n\n"
+    "Example: ich-client check federation.yaml hospital.yaml --data /data/registry"
+)
+
+MOST_IN_FULL: Final = 8
+"""Hospitals up to which each is shown in full; beyond that each has one line."""
+
+
+@app.command(epilog="Example: ich-client check federation.yaml hospital.yaml --data /data/registry")
+def check(
+    federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml")],
+    mappings: Annotated[list[Path] | None, typer.Argument(metavar="[HOSPITAL.yaml]...", show_default=False)] = None,
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="folder that the hospitals' relative paths start from", show_default=False)
+    ] = ...,  # type: ignore[assignment]
+    hospitals: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="folder of hospital files, in place of or beside HOSPITAL.yaml")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="everything as JSON on the standard output, for local eyes only")
+    ] = False,
+) -> None:
+    """Check a study's FEDERATION.yaml, one or more HOSPITAL.yaml and their tables, before any contact.
+
+    Prints every problem at once, or else each hospital's patients as the study sees them and what will be sent. The
+    counts are shown in full: they are for the hospital itself.
+    """
+    study, loaded = checks.read(federation, mappings or (), hospitals, data)
+    found = checks.examine(study, loaded)
+    asked = checks.asked(study)
+    if as_json:
+        sys.stdout.write(json.dumps(checks.as_json(asked, found), indent=2, allow_nan=False) + "\n")
+        return
+    _show(asked, found)
+    for hospital in found:
+        console.warn(hospital.warnings)
+
+
+@app.command(epilog="Example: ich-client schema > hospital.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of hospital.yaml, for editors that complete and check as you type."""
+    sys.stdout.write(json.dumps(hospital_schema(), indent=2) + "\n")
+
+
+# --- the terminal -----------------------------------------------------------------------------------------------------
+
+
+def _show(asked: Asked, found: Sequence[Found]) -> None:
+    screen = Console(highlight=False)
+    screen.print(_study(asked))
+    screen.print(_sent(asked))
+    if len(found) > MOST_IN_FULL:
+        screen.print(_overview(found))
+        return
+    for hospital in found:
+        screen.print(_facts(hospital))
+        screen.print(_predictors(hospital))
+        screen.print(_folds(hospital))
+
+
+def _table(title: str, *columns: str, numbers: int = 0) -> Table:
+    """No box, so that lines can be copied; the last `numbers` columns are set right."""
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        right = index >= len(columns) - numbers
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
+    return table
+
+
+def _add(table: Table, *cells: object) -> None:
+    table.add_row(*(Text(str(cell)) for cell in cells))
+
+
+def _pairs(title: str, **lines: object) -> Table:
+    table = _table(title, "", "")
+    table.show_header = False
+    for name, value in lines.items():
+        _add(table, name.replace("_", " "), value)
+    return table
+
+
+def _study(asked: Asked) -> Table:
+    return _pairs(
+        asked.description or asked.federation,
+        study=asked.federation,
+        hash=asked.hash,
+        outcome=asked.outcome,
+        network=f"{asked.network} on {len(asked.columns)} columns",
+        strategy=asked.strategy,
+        rounds=asked.rounds,
+        seeds=", ".join(map(str, asked.seeds)) + (f" ({len(asked.seeds)} whole studies)" if asked.seeds[1:] else ""),
+    )
+
+
+def _sent(asked: Asked) -> Table:
+    table = _table("\nWhat a study takes from each hospital" + (", for each seed" if asked.seeds[1:] else ""), "when", "what")
+    for each in asked.sent:
+        _add(table, each.when, each.what)
+    return table
+
+
+def _facts(found: Found) -> Table:
+    cells = found.small_cells
+    return _pairs(
+        f"\nHospital {found.name}",
+        patients=f"{found.patients:,}",
+        events=f"{found.events:,} ({found.events / found.patients:.1%})".replace("%", " %"),
+        left_out=", ".join(f"{reason}: {count:,}" for reason, count in found.excluded.items()) or "nobody",
+        small_cells=f"k = {cells.k}, the larger of the study's {cells.federation} and this hospital's {cells.hospital}",
+        warnings=len(found.warnings),
+    )
+
+
+def _overview(found: Sequence[Found]) -> Table:
+    table = _table(
+        f"\n{len(found)} hospitals (--json has each in full)",
+        *("hospital", "patients", "events", "left out", "k", "warnings"),
+        numbers=5,
+    )
+    for one in found:
+        counts = (one.patients, one.events, sum(one.excluded.values()), one.small_cells.k, len(one.warnings))
+        _add(table, one.name, *(f"{count:,}" for count in counts))
+    totals = (
+        sum(one.patients for one in found),
+        sum(one.events for one in found),
+        sum(sum(one.excluded.values()) for one in found),
+    )
+    _add(table, "all", *(f"{count:,}" for count in totals), "", f"{sum(len(one.warnings) for one in found):,}")
+    return table
+
+
+def _predictors(found: Found) -> Table:
+    table = _table("", "predictor", "known at", "missing", "smallest to largest, or patients per level")
+    for one in found.predictors:
+        _add(table, one.name, one.known_at, "?" if one.missing is None else f"{one.missing:,}", _values(one))
+    return table
+
+
+def _values(one: Predictor) -> str:
+    if one.low is not None and one.high is not None:
+        return f"{one.low:g} to {one.high:g}" + (f" {one.unit}" if one.unit else "")
+    return ", ".join(f"{level}: {count:,}" for level, count in one.levels.items())
+
+
+def _folds(found: Found) -> Table:
+    table = _table("", "model", "this hospital", "train", "validate", "test", numbers=3)
+    for one in found.folds:
+        _add(table, one.fold, _role(one), f"{one.train:,}", f"{one.validation:,}", f"{one.test:,}")
+    return table
+
+
+def _role(fold: FoldHere) -> str:
+    if not fold.train:
+        return "is held out"
+    return "trains; one model for each other hospital" if fold.fold == checks.OTHERS else "trains"
+
+
+# --- the schema -------------------------------------------------------------------------------------------------------
+
+
+class _AsWritten(GenerateJsonSchema):
+    """A value that is converted before it is checked may be written shorter than its type says: a code as 1 or yes."""
+
+    def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
+        inner = self.generate_inner(schema["schema"])
+        short = ["string", "number", "boolean", "null"]
+        if inner == {"type": "string"}:
+            return {"type": short}
+        if schema["schema"]["type"] == "function-after":  # a condition: a code, or a list of codes
+            short.append("array")
+        return {"anyOf": [inner, {"type": short}]}
+
+
+def hospital_schema() -> dict[str, Any]:
+    """JSON Schema of `hospital.yaml`, its short forms included."""
+    found = HospitalConfig.model_json_schema(by_alias=True, schema_generator=_AsWritten)
+    return {"$schema": GenerateJsonSchema.schema_dialect, **found}
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    console.run(app)
+
+
+if __name__ == "__main__":
+    main()

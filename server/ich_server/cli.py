@@ -1,0 +1,212 @@
+"""`ich-server`: what the coordinator of a study runs."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import typer
+from pydantic import ValidationError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ich_models import console
+from ich_models.errors import ConfigurationError, Problem
+from ich_models.federation import Evaluation, Federation, load_federation
+from ich_models.folds import folds_of
+from ich_models.protocol import PACKAGE
+from ich_models.variables import Variable
+from ich_server import results
+from ich_server.report.page import write_report
+from ich_server.study import questions
+from ich_server.terminal import summary_table
+from ich_strategies.plan import Plan
+
+Kind = Literal["federation", "results"]
+
+app = console.application(
+    "The coordinator's side of a federated study.\n\nExample: ich-server check federation.yaml"
+)
+
+
+@app.command(epilog="Example: ich-server check federation.yaml")
+def check(federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml")]) -> None:
+    """Check FEDERATION.yaml and the data dictionary that it names, and print the study that they describe.
+
+    Every hospital that takes part holds the same hash; layout and comments of the file do not change it.
+    """
+    study = load_federation(federation).value
+    screen = Console(highlight=False)
+    screen.print(_study(study))
+    screen.print(_predictors(study))
+    screen.print(_models(study))
+
+
+@app.command(epilog="Example: ich-server schema federation > federation.schema.json")
+def schema(kind: Annotated[Kind, typer.Argument(show_default=True)] = "federation") -> None:
+    """Print the JSON Schema of federation.yaml (for editors) or of results.json (for programs that read it)."""
+    found = federation_schema() if kind == "federation" else dict(results.json_schema())
+    text = json.dumps({"$schema": GenerateJsonSchema.schema_dialect, **found}, indent=2)
+    sys.stdout.write(text + "\n")
+
+
+@app.command(epilog="Example: ich-server report runs/demo/results")
+def report(out: Annotated[Path, typer.Argument(metavar="OUT")]) -> None:
+    """Write report.html and results.csv anew from results.json in the folder OUT."""
+    found = read_results(out / "results.json")
+    results.write(found, out)
+    write_report(found, out / "report.html")
+    screen = Console(highlight=False)
+    screen.print(summary_table(found))
+    for name in ("report.html", "results.csv"):
+        screen.print(f"written    {out / name}", markup=False, soft_wrap=True)
+
+
+def read_results(path: Path) -> results.Results:
+    """A `results.json` of this version. Raises ConfigurationError if there is none, or what stands there is another."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        hint = "give the folder that ich-simulate wrote with --out"
+        raise ConfigurationError("there is no such file", where=str(path), hint=hint) from None
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        hint = "take the file from a backup, or run the study again with --resume"
+        raise ConfigurationError(f"not a JSON file: {error}", where=str(path), hint=hint) from None
+    version = content.get("schema") if isinstance(content, dict) else None
+    if version != results.SCHEMA:
+        says = "no version of a results file" if version is None else f"results of version {version!r}"
+        message = f"{says}, and ich-server {PACKAGE} reads version {results.SCHEMA}"
+        hint = "use the version of ich-federation that wrote the file"
+        raise ConfigurationError(message, where=str(path), hint=hint)
+    try:
+        return results.read(path)
+    except ValidationError as error:
+        raise ConfigurationError(_faults(path, error)) from None
+
+
+def _faults(path: Path, error: ValidationError) -> list[Problem]:
+    hint = "the file was changed by hand or broken off: take it from a backup, or run the study again with --resume"
+    return [
+        Problem(f"{'.'.join(map(str, each['loc']))}: {each['msg']}", str(path), hint)
+        for each in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+
+
+# --- the terminal -----------------------------------------------------------------------------------------------------
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.show_header = any(columns)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: object) -> None:
+    table.add_row(*(Text(str(cell)) for cell in cells))
+
+
+def _study(study: Federation) -> Table:
+    plan = Plan(study, study.training.seeds[0])
+    facts = results.describe(study)
+    table = _table(study.description or study.name, "", "")
+    _add(table, "study", study.name)
+    _add(table, "hash", study.hash)
+    _add(table, "outcome", facts.outcome)
+    _add(table, "predicts at", study.task.predict_at)
+    _add(table, "network", f"{study.network.name} on {len(plan.columns)} columns, {plan.weights.size:,} weights per message")
+    _add(table, "strategy", study.training.strategy.name)
+    stages = ", ".join(f"{stage.name} {stage.rounds}" for stage in study.training.stages)
+    _add(table, "rounds", f"{study.training.rounds} ({stages})")
+    _add(table, "seeds", ", ".join(map(str, study.training.seeds)))
+    _add(table, "threshold", study.evaluation.threshold)
+    _add(table, "small cells", f"k = {study.evaluation.small_cells}, or more where a hospital asks for more")
+    _add(table, "quorum", _quorum(study))
+    return table
+
+
+def _quorum(study: Federation) -> str:
+    wanted = study.quorum.hospitals
+    if wanted is None:
+        return f"all hospitals to begin, more than half in a round; a round waits {study.quorum.deadline:,g} s"
+    return f"{wanted} hospitals; a round waits {study.quorum.deadline:,g} s"
+
+
+def _predictors(study: Federation) -> Table:
+    table = _table("\nPredictors", "name", "known at", "type", "values", "missing")
+    for name, variable in study.predictors.items():
+        missing = variable.missing
+        if study.modalities.table.complete_cases and missing == "impute":
+            missing = "patient left out"
+        _add(table, name, variable.known_at, variable.type, _values(variable), missing)
+    return table
+
+
+def _values(variable: Variable) -> str:
+    if variable.codes:
+        return ", ".join(variable.codes)
+    low_to_high = f"{variable.range[0]:g} to {variable.range[1]:g}" if variable.range else ""
+    return f"{low_to_high} {variable.unit or ''}".strip()
+
+
+ANY: Final = "HOSPITAL"
+"""In place of the hospitals' names, which the federation file does not know."""
+
+
+def _models(study: Federation) -> Table:
+    evaluation = study.evaluation
+    table = _table("\nModels and arms", "", "")
+    parts = evaluation.folds or 0
+    count = " + ".join(["1", *(["N"] if evaluation.leave_one_hospital_out else []), *([str(parts)] if parts else [])])
+    _add(table, "models", f"{count} for each seed, with N hospitals" if "N" in count else f"{count} for each seed")
+    for fold in folds_of(evaluation, (ANY,)):
+        if fold.hospital is not None:
+            _add(table, fold.name, "one for each hospital: learns from the others, tested on all its patients")
+        elif fold.part is not None:
+            _add(table, fold.name, f"learns from all hospitals without part {fold.part} of {parts}, tested on that part")
+        elif evaluation.test is not None:
+            _add(table, fold.name, f"learns from all hospitals, tested on {evaluation.test:.0%} of each one's patients")
+        else:
+            _add(table, fold.name, "learns from all hospitals' patients, tested on none")
+    _add(table, "arms", ", ".join(questions(evaluation, ANY)))
+    if alone := simulated_arms(evaluation):
+        _add(table, "in simulation", ", ".join(alone))
+    return table
+
+
+def simulated_arms(evaluation: Evaluation) -> list[str]:
+    """The arms that only a simulation adds, as `ich_deploy.arms` makes them."""
+    within = "federated" in questions(evaluation, ANY)
+    arms = ["local"] if evaluation.comparisons.local else []
+    if evaluation.comparisons.pooled:
+        arms += ["pooled"]
+        arms += ["pooled_within"] if evaluation.leave_one_hospital_out and within else []
+    return arms
+
+
+# --- the schema -------------------------------------------------------------------------------------------------------
+
+
+class _AsWritten(GenerateJsonSchema):
+    """A quantity may be written with its unit, as text."""
+
+    def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
+        return {"anyOf": [self.generate_inner(schema["schema"]), {"type": "string"}]}
+
+
+def federation_schema() -> dict[str, Any]:
+    """JSON Schema of `federation.yaml`, its short forms included."""
+    return Federation.model_json_schema(by_alias=True, schema_generator=_AsWritten)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    console.run(app)
+
+
+if __name__ == "__main__":
+    main()
