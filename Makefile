@@ -56,6 +56,12 @@ demo: $(RUNTIME)  ## Generate three hospitals, train across them, write runs/dem
 benchmark: $(DEV)  ## Measure what docs/ reports, into runs/benchmarks
 	$(PY) benchmarks/run.py --out runs/benchmarks
 
+.PHONY: schemas
+schemas: $(DEV)  ## Write docs/schema anew, after a change to what a file may hold
+	.venv/bin/ich-server schema federation > docs/schema/federation.schema.json
+	.venv/bin/ich-client schema > docs/schema/hospital.schema.json
+	.venv/bin/ich-server schema results > docs/schema/results.schema.json
+
 # --- checks
 
 .PHONY: test

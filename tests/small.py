@@ -118,4 +118,4 @@ def study(
     assert len(columns(settings.modalities.table)) == members[0].patients.table.shape[1]
     client = around(app(sites(plan, members, folder)))
     network = grid(client, len(members), failing, **options)
-    return run_study(network, plan, folder / "server", resume=resume, watch=watch)
+    return run_study(network, plan, folder / "server", hospitals=len(members), resume=resume, watch=watch)

@@ -12,8 +12,8 @@ from ich_client.hospital import HospitalConfig, load_mappings
 from ich_client.splits import split
 from ich_client.tables import Hospital, load_hospitals
 from ich_models import clinical
-from ich_models.errors import ConfigurationError, DataError, Problem
-from ich_models.federation import Federation, load_federation
+from ich_models.errors import Code, ConfigurationError, DataError, Problem
+from ich_models.federation import Evaluation, Federation, load_federation
 from ich_models.folds import folds_of
 from ich_models.metrics import METRICS
 from ich_models.variables import MISSING, Variable
@@ -123,7 +123,9 @@ def read(
     if not mappings and folder is None:
         problems.append(Problem("no hospital is named", hint="give a HOSPITAL.yaml, or --hospitals FOLDER"))
     if not data.is_dir():
-        problems.append(Problem("there is no such folder", str(data), "give the folder of the hospitals' tables as --data"))
+        problems.append(
+            Problem("there is no such folder", str(data), "give the folder of the hospitals' tables as --data")
+        )
     if problems or federation is None:
         raise ConfigurationError(problems)
     return federation.value, load_hospitals(documents, data, federation)
@@ -153,38 +155,45 @@ def asked(federation: Federation) -> Asked:
 
 def _sent(plan: Plan) -> list[Sent]:
     """Every reply of `protocol.py`, in words; each is sent once more for every further seed."""
-    evaluation = plan.federation.evaluation
-    vectors = 1 + len(plan.strategy.sends)
-    weights = f"{plan.weights.size:,} weights ({plan.federation.network.dtype})"
-    if vectors > 1:
-        weights += f", {', '.join(plan.strategy.sends)} of the same size"
-    statistics = (
-        "the hospital's name, patients, events and, for each of"
-        f" {len(plan.columns)} columns, how many values are known, their mean and sum of squared deviations"
-    )
-    if evaluation.folds:
-        statistics += f"; for all training patients, and without each of {evaluation.folds} parts"
-    each_round = f"per model that trains here: {weights}, training patients, training loss"
-    if evaluation.validation is not None:
-        each_round += ", validation loss"
-    sent = [Sent("before round 1", statistics), Sent("each round", each_round)]
+    evaluation, strategy = plan.federation.evaluation, plan.strategy
+    each_round = f"per model that trains here: {plan.weights.size:,} weights ({plan.federation.network.dtype})"
+    if strategy.sends:
+        each_round += f", {', '.join(strategy.sends)} of the same size"
+    validation = ", validation loss" if evaluation.validation is not None else ""
+    sent = [
+        Sent("before round 1", _statistics(plan)),
+        Sent("each round", f"{each_round}, training patients, training loss{validation}"),
+    ]
     if plan.local.size:
-        sent.append(Sent("last round", f"per model: the {plan.local.size:,} numbers of the layers that stayed here till then"))
+        sent.append(
+            Sent("last round", f"per model: {plan.local.size:,} weights of the layers that stayed here till then")
+        )
     if evaluation.threshold == "youden" or evaluation.choose_round == "best":
-        validation = ", validation loss" if evaluation.validation is not None else ""
         sent.append(Sent("after training", f"per model that trained here: the threshold chosen here{validation}"))
-    arms = [name for name, wanted in _tested(federation=plan.federation).items() if wanted]
-    figures = f"patients, events and {len(METRICS)} metrics with 95 % intervals ({', '.join(METRICS)})"
-    sent.append(Sent("evaluation", f"{' and '.join(arms)}, each: {figures}"))
+    sent.append(Sent("evaluation", _figures(evaluation)))
+    sent.append(Sent("if it cannot", f"a code in place of the reply, without a text: {', '.join(Code)}"))
     return sent
 
 
-def _tested(federation: Federation) -> dict[str, bool]:
-    evaluation = federation.evaluation
-    return {
-        "the model that never saw this hospital": evaluation.leave_one_hospital_out,
-        "the models of all hospitals on patients they did not learn from": bool(evaluation.folds or evaluation.test),
-    }
+def _statistics(plan: Plan) -> str:
+    parts = plan.federation.evaluation.folds
+    return (
+        "the hospital's name, a hash of what may travel, patients, events, and for each of"
+        f" {len(plan.columns)} columns how many values are known, their mean and sum of squared deviations: of the training"
+        f" patients{f', and of these without each of {parts} parts' if parts else ''}"
+    )
+
+
+def _figures(evaluation: Evaluation) -> str:
+    tested = []
+    if evaluation.leave_one_hospital_out:
+        tested.append("the model that never saw this hospital")
+    if evaluation.folds:
+        tested.append(f"the models without each of {evaluation.folds} parts, together")
+    elif evaluation.test is not None:
+        tested.append("the model of all hospitals")
+    each = f"patients, events and {len(METRICS)} metrics with 95 % intervals ({', '.join(METRICS)})"
+    return f"for {' and for '.join(tested)}: {each}"
 
 
 # --- one hospital -----------------------------------------------------------------------------------------------------
@@ -260,7 +269,9 @@ def _number(name: str, variable: Variable, column: NDArray[np.float64]) -> Predi
 
 def _category(name: str, variable: Variable, columns: Mapping[str, NDArray[np.float64]]) -> Predictor:
     """Levels counted back from the encoded columns, in which the first level has none."""
-    dummies = {level: columns[f"{name}={level}"] for level in (*variable.codes[1:], MISSING) if f"{name}={level}" in columns}
+    dummies = {
+        level: columns[f"{name}={level}"] for level in (*variable.codes[1:], MISSING) if f"{name}={level}" in columns
+    }
     if not dummies:  # a single level has no column that could tell
         return Predictor(name, variable.known_at, None, None, None, None, {})
     counts = {level: int(np.nansum(column)) for level, column in dummies.items()}

@@ -26,16 +26,18 @@ app = console.application(
 MOST_IN_FULL: Final = 8
 """Hospitals up to which each is shown in full; beyond that each has one line."""
 
+NOT_APPLIED: Final = "this version does not apply it: counts are sent as they are"
+"""True as long as nothing between a hospital and the server holds small counts back."""
+
 
 @app.command(epilog="Example: ich-client check federation.yaml hospital.yaml --data /data/registry")
 def check(
     federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml")],
-    mappings: Annotated[list[Path] | None, typer.Argument(metavar="[HOSPITAL.yaml]...", show_default=False)] = None,
-    data: Annotated[
-        Path, typer.Option(metavar="DIR", help="folder that the hospitals' relative paths start from", show_default=False)
-    ] = ...,  # type: ignore[assignment]
+    data: Annotated[Path, typer.Option(metavar="DIR", help="folder that the hospitals' relative paths start from")],
+    mappings: Annotated[list[Path] | None, typer.Argument(metavar="[HOSPITAL.yaml]...")] = None,
     hospitals: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="folder of hospital files, in place of or beside HOSPITAL.yaml")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="folder of hospital files, in place of or beside HOSPITAL.yaml"),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="everything as JSON on the standard output, for local eyes only")
@@ -69,19 +71,21 @@ def schema() -> None:
 def _show(asked: Asked, found: Sequence[Found]) -> None:
     screen = Console(highlight=False)
     screen.print(_study(asked))
-    screen.print(_sent(asked))
+    tables = [_sent(asked)]
     if len(found) > MOST_IN_FULL:
-        screen.print(_overview(found))
-        return
-    for hospital in found:
-        screen.print(_facts(hospital))
-        screen.print(_predictors(hospital))
-        screen.print(_folds(hospital))
+        tables.append(_overview(found))
+    else:
+        tables += [table for one in found for table in (_facts(one), _predictors(one), _folds(one))]
+    for table in tables:
+        screen.print()
+        screen.print(table)
 
 
 def _table(title: str, *columns: str, numbers: int = 0) -> Table:
     """No box, so that lines can be copied; the last `numbers` columns are set right."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=Text(title) if title else None, title_justify="left", title_style="bold", box=None, pad_edge=False
+    )
     for index, column in enumerate(columns):
         right = index >= len(columns) - numbers
         table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
@@ -114,7 +118,9 @@ def _study(asked: Asked) -> Table:
 
 
 def _sent(asked: Asked) -> Table:
-    table = _table("\nWhat a study takes from each hospital" + (", for each seed" if asked.seeds[1:] else ""), "when", "what")
+    table = _table(
+        "What the study takes from each hospital" + (", for each seed" if asked.seeds[1:] else ""), "when", "what"
+    )
     for each in asked.sent:
         _add(table, each.when, each.what)
     return table
@@ -123,18 +129,19 @@ def _sent(asked: Asked) -> Table:
 def _facts(found: Found) -> Table:
     cells = found.small_cells
     return _pairs(
-        f"\nHospital {found.name}",
+        f"Hospital {found.name}",
         patients=f"{found.patients:,}",
         events=f"{found.events:,} ({found.events / found.patients:.1%})".replace("%", " %"),
         left_out=", ".join(f"{reason}: {count:,}" for reason, count in found.excluded.items()) or "nobody",
-        small_cells=f"k = {cells.k}, the larger of the study's {cells.federation} and this hospital's {cells.hospital}",
+        small_cells=f"k = {cells.k}, the larger of the study's {cells.federation} and this hospital's {cells.hospital}"
+        + (f"; {NOT_APPLIED}" if cells.k else ""),
         warnings=len(found.warnings),
     )
 
 
 def _overview(found: Sequence[Found]) -> Table:
     table = _table(
-        f"\n{len(found)} hospitals (--json has each in full)",
+        f"{len(found)} hospitals (--json has each in full)",
         *("hospital", "patients", "events", "left out", "k", "warnings"),
         numbers=5,
     )

@@ -37,31 +37,42 @@ def fit(
     Schedules count local epochs (with `updates`: rounds) over `rounds` rounds, of which `rounds_before` are done.
     The order of the patients and the random layers follow from `seed` alone, whatever the number of models.
     """
-    optimizer = build_optimizer(recipe.optimizer, stack.parameters.values())
+    parameters = list(stack.parameters.values())
+    optimizer = build_optimizer(recipe.optimizer, parameters)
     stack.network.train()
-    losses = torch.zeros(stack.copies, dtype=torch.float64)
-    rate = seen = 0.0
+    each = torch.ones(stack.copies, dtype=patients.label.dtype)  # the gradient of the losses' sum
+    losses: list[torch.Tensor] = []
+    sizes: list[int] = []
+    rate = 0.0
     with torch.random.fork_rng(devices=[]):
         generator = np.random.default_rng(seed)
-        torch.manual_seed(int(generator.integers(2**63)))
+        # torch.manual_seed would also leave a note, with a traceback, for every kind of accelerator
+        torch.default_generator.manual_seed(int(generator.integers(2**63)))
         for epoch, batch in _batches(patients, recipe, generator):
             lr = recipe.optimizer.lr * recipe.schedule.factor(
                 rounds_before * (recipe.epochs or 1) + epoch, rounds * (recipe.epochs or 1)
             )
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            optimizer.zero_grad()
+            for parameter in parameters:
+                parameter.grad = None
             loss = stack.losses(batch)
-            loss.sum().backward()
+            loss.backward(each)
             if recipe.clip is not None:
                 _clip(stack, recipe.clip)
             if direction is not None:
                 _redirect(stack, direction)
             optimizer.step()
-            losses += loss.detach().to(losses) * len(batch)
-            seen += len(batch)
+            losses.append(loss.detach())
+            sizes.append(len(batch))
             rate += lr
-    return Fit(losses / seen, rate)
+    return Fit(_mean(losses, sizes), rate)
+
+
+def _mean(losses: list[torch.Tensor], sizes: list[int]) -> torch.Tensor:
+    """(F,) float64: mean over all patients seen, of batch means (F,) over `sizes` patients; added in their order."""
+    sums = torch.stack(losses).double().numpy() * np.array(sizes)[:, None]
+    return torch.from_numpy(np.cumsum(sums, axis=0)[-1] / sum(sizes))
 
 
 def _batches(patients: Batch, recipe: Recipe, generator: np.random.Generator) -> Iterator[tuple[int, Batch]]:

@@ -3,6 +3,8 @@
 The only module here that touches flwr's internals (flwr 1.41): message identifiers, and serialised objects.
 """
 
+import logging
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar, cast
 from uuid import uuid4
@@ -139,6 +141,8 @@ def run_on_flower(app: ClientApp, nodes: int, run: Callable[[Grid], R]) -> R:
         ) from error
     from flwr.simulation import run_simulation
 
+    logging.getLogger("flwr").setLevel(logging.ERROR)  # its notices on starting and on its newer command line
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own advice, which silences its warning
     outcome: list[R] = []
     failure: list[BaseException] = []
     server = ServerApp()

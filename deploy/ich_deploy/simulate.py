@@ -81,7 +81,7 @@ def _study(origin: Source, plan: Plan, out: Path, folder: Path, options: Options
     nodes = len(source.load(origin)[1])
 
     def run(grid: Grid) -> StudyResult:
-        return run_study(grid, plan, folder, resume=options.resume, watch=watch.round_done)
+        return run_study(grid, plan, folder, hospitals=nodes, resume=options.resume, watch=watch.round_done)
 
     if options.engine == "flower":
         return run_on_flower(client_app(origin, out), nodes, run)

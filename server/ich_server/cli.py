@@ -16,7 +16,6 @@ from rich.text import Text
 from ich_models import console
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.federation import Evaluation, Federation, load_federation
-from ich_models.folds import folds_of
 from ich_models.protocol import PACKAGE
 from ich_models.variables import Variable
 from ich_server import results
@@ -27,9 +26,7 @@ from ich_strategies.plan import Plan
 
 Kind = Literal["federation", "results"]
 
-app = console.application(
-    "The coordinator's side of a federated study.\n\nExample: ich-server check federation.yaml"
-)
+app = console.application("The coordinator's side of a federated study.\n\nExample: ich-server check federation.yaml")
 
 
 @app.command(epilog="Example: ich-server check federation.yaml")
@@ -40,9 +37,10 @@ def check(federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml")]
     """
     study = load_federation(federation).value
     screen = Console(highlight=False)
-    screen.print(_study(study))
-    screen.print(_predictors(study))
-    screen.print(_models(study))
+    for index, table in enumerate((_study(study), _predictors(study), _models(study))):
+        if index:
+            screen.print()
+        screen.print(table)
 
 
 @app.command(epilog="Example: ich-server schema federation > federation.schema.json")
@@ -118,7 +116,11 @@ def _study(study: Federation) -> Table:
     _add(table, "hash", study.hash)
     _add(table, "outcome", facts.outcome)
     _add(table, "predicts at", study.task.predict_at)
-    _add(table, "network", f"{study.network.name} on {len(plan.columns)} columns, {plan.weights.size:,} weights per message")
+    _add(
+        table,
+        "network",
+        f"{study.network.name} on {len(plan.columns)} columns, {plan.weights.size:,} weights per message",
+    )
     _add(table, "strategy", study.training.strategy.name)
     stages = ", ".join(f"{stage.name} {stage.rounds}" for stage in study.training.stages)
     _add(table, "rounds", f"{study.training.rounds} ({stages})")
@@ -137,11 +139,10 @@ def _quorum(study: Federation) -> str:
 
 
 def _predictors(study: Federation) -> Table:
-    table = _table("\nPredictors", "name", "known at", "type", "values", "missing")
+    table = _table("Predictors", "name", "known at", "type", "values", "missing")
     for name, variable in study.predictors.items():
-        missing = variable.missing
-        if study.modalities.table.complete_cases and missing == "impute":
-            missing = "patient left out"
+        left_out = study.modalities.table.complete_cases and variable.missing == "impute"
+        missing = "patient left out" if left_out else variable.missing
         _add(table, name, variable.known_at, variable.type, _values(variable), missing)
     return table
 
@@ -159,19 +160,22 @@ ANY: Final = "HOSPITAL"
 
 def _models(study: Federation) -> Table:
     evaluation = study.evaluation
-    table = _table("\nModels and arms", "", "")
+    table = _table("Models and arms", "", "")
     parts = evaluation.folds or 0
     count = " + ".join(["1", *(["N"] if evaluation.leave_one_hospital_out else []), *([str(parts)] if parts else [])])
     _add(table, "models", f"{count} for each seed, with N hospitals" if "N" in count else f"{count} for each seed")
-    for fold in folds_of(evaluation, (ANY,)):
-        if fold.hospital is not None:
-            _add(table, fold.name, "one for each hospital: learns from the others, tested on all its patients")
-        elif fold.part is not None:
-            _add(table, fold.name, f"learns from all hospitals without part {fold.part} of {parts}, tested on that part")
-        elif evaluation.test is not None:
-            _add(table, fold.name, f"learns from all hospitals, tested on {evaluation.test:.0%} of each one's patients")
-        else:
-            _add(table, fold.name, "learns from all hospitals' patients, tested on none")
+    if evaluation.test is None:
+        _add(table, "all", "learns from all hospitals' patients, tested on none")
+    else:
+        _add(table, "all", f"learns from all hospitals, tested on {evaluation.test:.0%} of each one's patients")
+    if evaluation.leave_one_hospital_out:
+        _add(table, f"without:{ANY}", "one for each hospital: learns from the others, tested on all its patients")
+    if parts:
+        _add(
+            table,
+            f"part:1 to part:{parts}",
+            f"each learns from all patients but one part of {parts}, tested on that part",
+        )
     _add(table, "arms", ", ".join(questions(evaluation, ANY)))
     if alone := simulated_arms(evaluation):
         _add(table, "in simulation", ", ".join(alone))

@@ -1,8 +1,9 @@
 """Who takes part in a study: each hospital says its name and its statistics before round 1."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from flwr.serverapp import Grid
 
@@ -11,6 +12,9 @@ from ich_models.protocol import STATISTICS, PartStatistics, StatisticsReply, Sta
 from ich_models.statistics import Moments
 from ich_server.rounds import Failure, Request, exchange, read
 from ich_strategies.plan import Plan
+
+POLL: Final = 0.1
+"""Seconds between looks at who is there."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,14 @@ class Member:
         return {str(part): PartStatistics.of(moments).model_dump() for part, moments in self.moments.items()}
 
 
-def meet(grid: Grid, plan: Plan) -> dict[str, Member]:
-    """Ask every node who it is; the members sorted by name.
+def meet(grid: Grid, plan: Plan, expected: int) -> dict[str, Member]:
+    """Wait for `expected` nodes, at most until the quorum's deadline, and ask each who it is; members sorted by name.
 
     Raises RunError if two have one name, or if too few can take part: all must unless the quorum says otherwise.
     """
     federation = plan.federation
     parts = list(range((federation.evaluation.folds or 0) + 1))
-    nodes = {str(node): node for node in sorted(grid.get_node_ids())}
+    nodes = {str(node): node for node in _gathered(grid, expected, federation.quorum.deadline)}
     task = to_record(StatisticsTask(federation=plan.hash, seed=plan.seed, parts=parts))
     requests = [Request(node, (), task) for node in nodes]
     members: dict[str, Member] = {}
@@ -48,13 +52,21 @@ def meet(grid: Grid, plan: Plan) -> dict[str, Member]:
                 raise RunError(f"two hospitals call themselves '{name}'", hint="give each a name of its own")
             moments = {part: answer[0].parts[part].moments() for part in parts}
             members[name] = Member(nodes[request.hospital], moments)
-    needed = federation.quorum.hospitals or len(nodes)
+    needed = federation.quorum.hospitals or expected
     if federation.evaluation.leave_one_hospital_out:
         needed = max(2, needed)
     if len(members) < needed:
-        count = Problem(f"{len(members)} of {len(nodes)} hospitals can take part, and the study needs {needed}")
+        count = Problem(f"{len(members)} of {expected} hospitals can take part, and the study needs {needed}")
         raise RunError([count, *absent])
     return dict(sorted(members.items()))
+
+
+def _gathered(grid: Grid, expected: int, deadline: float) -> list[int]:
+    """The nodes that are there when enough are, or when the time is up; in a fixed order."""
+    end = time.monotonic() + deadline
+    while len(nodes := sorted(grid.get_node_ids())) < expected and time.monotonic() < end:
+        time.sleep(POLL)
+    return nodes
 
 
 def _unsound(reply: StatisticsReply, plan: Plan, parts: Sequence[int]) -> Failure | None:

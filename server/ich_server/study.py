@@ -82,9 +82,9 @@ class StudyResult:
 
 
 def run_study(
-    grid: Grid, plan: Plan, folder: Path, *, resume: bool, watch: Callable[[RoundReport], None]
+    grid: Grid, plan: Plan, folder: Path, *, hospitals: int, resume: bool, watch: Callable[[RoundReport], None]
 ) -> StudyResult:
-    """Run one seed's study over a grid; with `resume`, go on where its last checkpoint in `folder` stands.
+    """Run one seed's study over a grid with that many hospitals; with `resume`, go on where its last checkpoint in `folder` stands.
 
     Raises RunError if too few hospitals take part or too few of a round's updates are good. What was reached is kept,
     and `resume` goes on from there with the numbers that an uninterrupted run would have given.
@@ -95,7 +95,7 @@ def run_study(
     if not resume:
         checkpoint.clear(folder)
         finished.unlink(missing_ok=True)
-    members = meet(grid, plan)
+    members = meet(grid, plan, hospitals)
     saved = checkpoint.load(folder, plan.hash, plan.seed)
     if saved:
         _check_unchanged(saved, members)

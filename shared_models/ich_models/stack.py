@@ -65,7 +65,7 @@ class Stack:
             return binary_cross_entropy_with_logits(self._call(batch).logits, batch.label)[None]
 
         def one(parameters: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]) -> torch.Tensor:
-            output = functional_call(self.network, {**parameters, **buffers}, (batch,))
+            output = functional_call(self.network, {**parameters, **buffers}, (batch,), tie_weights=False)
             return binary_cross_entropy_with_logits(output.logits, batch.label)
 
         return vmap(one, randomness="same")(self.parameters, self.buffers)  # type: ignore[no-any-return]
@@ -80,7 +80,7 @@ class Stack:
                 return self._call(batch).logits[None]
 
             def one(parameters: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]) -> torch.Tensor:
-                return functional_call(self.network, {**parameters, **buffers}, (batch,)).logits  # type: ignore[no-any-return]
+                return functional_call(self.network, {**parameters, **buffers}, (batch,), tie_weights=False).logits  # type: ignore[no-any-return]
 
             return vmap(one)(self.parameters, self.buffers)  # type: ignore[no-any-return]
         finally:

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ich_models.strict import Strict
+from ich_models.yaml_config import suggest
 
 Complaint = tuple[tuple[str | int, ...], str, str]
 """Key path in the federation file, message, hint."""
@@ -202,7 +203,7 @@ class Table(Strict):
             if name in self.predictors[:index]:
                 yield (*here, index), f"predictor '{name}' is named twice", "remove one"
             elif name not in self.variables:
-                yield (*here, index), f"no variable '{name}'", _near_names(name, self.variables)
+                yield (*here, index), f"no variable '{name}'", suggest(name, self.variables, "variables")
             elif reason := self._leak(name, outcome, timeline, predict_at):
                 yield (*here, index), f"predictor '{name}' {reason[0]}", reason[1]
 
@@ -253,9 +254,3 @@ def _ancestors(name: str, variables: Mapping[str, Variable]) -> list[str]:
             found.append(source)
             waiting += variables[source].derived_from if source in variables else []
     return found
-
-
-def _near_names(name: str, known: Mapping[str, Variable]) -> str:
-    from ich_models.yaml_config import suggest
-
-    return suggest(name, known)

@@ -277,7 +277,7 @@ def test_a_client_that_raises_says_a_code_and_nothing_else(tmp_path: Path, caplo
     at_work["east"].moments = broken  # type: ignore[method-assign,assignment]
     network = small.grid(small.app(at_work), 3, serialise=True)
     with pytest.raises(RunError) as caught:
-        small.run_study(network, plan, tmp_path / "server", resume=False, watch=lambda report: None)
+        small.run_study(network, plan, tmp_path / "server", hospitals=3, resume=False, watch=lambda report: None)
     assert "2 of 3 hospitals can take part" in str(caught.value)
     assert "node 1: refused with code INTERNAL" in str(caught.value)
     assert "Mustermann" not in str(caught.value) and "Mustermann" in caplog.text
@@ -289,7 +289,7 @@ def test_two_hospitals_with_one_name_are_refused(tmp_path: Path) -> None:
     at_work = small.sites(plan, members, tmp_path)
     at_work["south"].hospital = replace(at_work["south"].hospital, name="east")
     with pytest.raises(RunError, match="two hospitals call themselves 'east'"):
-        small.run_study(small.grid(small.app(at_work), 3), plan, tmp_path, resume=False, watch=lambda report: None)
+        small.run_study(small.grid(small.app(at_work), 3), plan, tmp_path, hospitals=3, resume=False, watch=lambda report: None)
 
 
 # --- the same numbers whichever way ------------------------------------------------------------------------------------
