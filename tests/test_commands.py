@@ -19,8 +19,20 @@ from typer.testing import CliRunner
 import ich_client.cli
 import ich_deploy.cli
 import ich_server.cli
+from ich_models.errors import ConfigurationError
+from ich_models.protocol import (
+    Answer,
+    EvaluateReply,
+    PartStatistics,
+    Refusal,
+    StatisticsReply,
+    ThresholdReply,
+    TrainReply,
+)
 
 SCRIPTS = {"ich-client": ich_client.cli.app, "ich-server": ich_server.cli.app, "ich-simulate": ich_deploy.cli.app}
+
+REPLIES = (StatisticsReply, PartStatistics, TrainReply, ThresholdReply, EvaluateReply, Answer, Refusal)
 
 FEDERATION = """\
 name: small
@@ -104,16 +116,19 @@ def commands() -> Iterator[tuple[str, ...]]:
             yield from ((script, name) for name in command.commands)
 
 
-def help_of(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> str:
+def help_of(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """As on a terminal of 80 columns; typer's test runner would take two more."""
     monkeypatch.setenv("COLUMNS", "80")
-    return call(*words, "--help")
+    script, *rest = words
+    typer.main.get_command(SCRIPTS[script])([*rest, "--help"], prog_name=script, standalone_mode=False)
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)
 def test_help_has_an_example_and_stands_in_the_docs(
-    words: tuple[str, ...], repository: Path, monkeypatch: pytest.MonkeyPatch
+    words: tuple[str, ...], repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = help_of(words, monkeypatch)
+    text = help_of(words, monkeypatch, capsys)
     assert f"Example: {' '.join(words)} " in text
     documented = f"```text\n$ {' '.join(words)} --help\n{text.rstrip()}\n```\n"
     assert documented in (repository / "docs/commands.md").read_text(), (
@@ -131,14 +146,16 @@ def test_every_option_says_what_it_is_for() -> None:
         command = typer.main.get_command(app)
         for each in command.commands.values() if isinstance(command, click.Group) else [command]:
             assert each.help, (script, each.name)
-            unsaid = [one.name for one in each.params if isinstance(one, click.Option) and not one.help]
+            unsaid = [one.name for one in each.params if not getattr(one, "help", None)]
             assert not unsaid, (script, each.name)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_the_installed_script_prints_the_same_help(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_installed_script_prints_the_same_help(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = run(script, "--help")
-    assert (done.returncode, done.stderr, done.stdout) == (0, "", help_of((script,), monkeypatch))
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", help_of((script,), monkeypatch, capsys))
 
 
 # --- exit codes and streams -------------------------------------------------------------------------------------------
@@ -156,8 +173,6 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *said: str) -> No
     "words",
     [
         ("ich-client", "check", "--nonsense"),
-        ("ich-client", "nonsense"),
-        ("ich-client",),
         ("ich-server", "schema", "hospital"),
         ("ich-simulate", "--nonsense"),
     ],
@@ -168,12 +183,12 @@ def test_wrong_usage_is_2(words: tuple[str, ...]) -> None:
 
 
 def test_every_problem_of_every_configuration_file_is_said_at_once(study: Path, tmp_path: Path) -> None:
-    (tmp_path / "federation.yaml").write_text(FEDERATION.replace("fedavg", "x").replace("rounds: 2", "rounds: 0"))
+    (tmp_path / "federation.yaml").write_text(FEDERATION.replace("rounds: 2", "rounds: 0"))
     (tmp_path / "hospital.yaml").write_text("hospital: EAST\ntable: {file: east.csv, colums: {}}\n")
     done = run(
         *("ich-client", "check", "federation.yaml", "hospital.yaml", "none.yaml", "--data", "nowhere"), folder=tmp_path
     )
-    refused(done, 2, "federation.yaml:13:20: training.stages.0.rounds", "hospital.yaml:1:11: hospital", "none.yaml")
+    refused(done, 2, "federation.yaml:14:21: training.stages.0.rounds", "hospital.yaml:1:11: hospital", "none.yaml")
     assert "did you mean 'columns'?" in done.stderr
     assert "nowhere: there is no such folder" in done.stderr
     assert done.stderr.splitlines()[-1] == "6 problems"
@@ -214,12 +229,14 @@ def test_ctrl_c_is_130(tmp_path: Path) -> None:
     fifo = tmp_path / "federation.yaml"
     os.mkfifo(fifo)
     program = Path(sys.executable).with_name("ich-server")
-    with subprocess.Popen(
-        [program, "check", fifo], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        with fifo.open("wb"):  # opens when the command does
-            process.send_signal(signal.SIGINT)
-            stdout, stderr = process.communicate(timeout=60)
+    with (
+        subprocess.Popen(
+            [program, "check", fifo], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+        fifo.open("wb"),
+    ):  # opens when the command does
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (130, "")
     assert "Traceback" not in stderr
 
@@ -270,8 +287,21 @@ def test_check_says_what_is_sent(study: Path) -> None:
     sent = {each["when"]: each["what"] for each in told["sent"]}
     assert list(sent) == ["before round 1", "each round", "after training", "evaluation", "if it cannot"]
     assert "for each of 4 columns" in sent["before round 1"]
-    assert "5 weights (float32), control of the same size" in sent["each round"]
+    assert "5 weights (float32), variate of the same size" in sent["each round"]
     assert "auroc" in sent["evaluation"]
+
+
+def test_nothing_is_sent_that_check_does_not_tell_of() -> None:
+    """Whoever adds to a reply adds to `ich_client.check`, then here."""
+    assert {kind.__name__: " ".join(kind.model_fields) for kind in REPLIES} == {
+        "StatisticsReply": "hospital schema_hash parts",
+        "PartStatistics": "patients events count mean m2",
+        "TrainReply": "hospital patients losses validation_losses",
+        "ThresholdReply": "hospital thresholds validation_losses",
+        "EvaluateReply": "hospital answers",
+        "Answer": "arm patients events metrics",
+        "Refusal": "code",
+    }
 
 
 @pytest.mark.parametrize(
@@ -394,7 +424,7 @@ def test_server_check_says_what_the_study_is(study: Path) -> None:
 def test_server_check_refuses_with_the_place(tmp_path: Path) -> None:
     (tmp_path / "federation.yaml").write_text(FEDERATION.replace("predictors: [age,", "predictors: [mrs,"))
     done = run("ich-server", "check", "federation.yaml", folder=tmp_path)
-    refused(done, 2, "federation.yaml:9:18: modalities.table.predictors.0: predictor 'mrs' is the outcome")
+    refused(done, 2, "federation.yaml:10:18: modalities.table.predictors.0: predictor 'mrs' is the outcome")
 
 
 @pytest.fixture(scope="module")
@@ -435,5 +465,13 @@ def test_server_check_names_the_arms_that_a_simulation_makes(study: Path, result
 def test_report_refuses_what_is_no_results_file_of_this_version(content: str | None, said: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "results.json").write_text(content)
-    refused(run("ich-server", "report", tmp_path), 2, str(tmp_path / "results.json"), said)
-    assert [path.name for path in tmp_path.iterdir()] == ([] if content is None else ["results.json"])
+    with pytest.raises(ConfigurationError) as caught:
+        ich_server.cli.read_results(tmp_path / "results.json")
+    assert str(caught.value.problems[0]).startswith(f"{tmp_path / 'results.json'}: {said}")
+    assert all(problem.hint for problem in caught.value.problems)
+
+
+def test_a_refused_results_file_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"schema": 2}')
+    refused(run("ich-server", "report", tmp_path), 2, "results of version 2")
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

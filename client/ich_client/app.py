@@ -2,15 +2,20 @@
 
 import logging
 from collections.abc import Callable
-from typing import TypeVar
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, TypeVar
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ich_client import work
+from ich_client.hospital import HospitalConfig
 from ich_client.site import Site
+from ich_client.tables import load_hospitals
 from ich_client.work import RefusedError
-from ich_models.errors import Code, IchError
+from ich_models.errors import Code, ConfigurationError, IchError
+from ich_models.federation import load_federation
 from ich_models.protocol import (
     PACKAGE,
     PROTOCOL,
@@ -26,6 +31,8 @@ from ich_models.protocol import (
     to_record,
 )
 from ich_models.strict import Strict
+from ich_models.yaml_config import load
+from ich_strategies.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -103,3 +110,30 @@ def _reply(
     except Exception:
         log.exception("refused (code %s)", Code.INTERNAL)
         return to_record(Refusal(code=Code.INTERNAL))
+
+
+# --- the app as Flower's own tools run it -----------------------------------------------------------------------------
+
+NODE_SETTINGS: Final = ("federation", "hospital", "data", "state")
+"""Node configuration: federation file, hospital file, root of its relative paths, folder for state between rounds."""
+
+
+def site_of_node(context: Context, seed: int) -> Site:
+    """The hospital that the node's configuration names. Raises ConfigurationError or DataError."""
+    missing = [name for name in NODE_SETTINGS if name not in context.node_config]
+    if missing:
+        raise ConfigurationError(f"the node configuration lacks {', '.join(missing)}")
+    federation, hospital, data, state = (Path(str(context.node_config[name])) for name in NODE_SETTINGS)
+    return _site(federation, hospital, data, state, seed)
+
+
+@lru_cache(maxsize=4)
+def _site(federation: Path, hospital: Path, data: Path, state: Path, seed: int) -> Site:
+    document = load_federation(federation)
+    found = load_hospitals([load(hospital, HospitalConfig)], data, document)
+    if len(found) != 1:
+        raise ConfigurationError(f"{len(found)} hospitals in one file", where=str(hospital), hint="leave out split_by")
+    return Site(Plan(document.value, seed), found[0], state)
+
+
+app = build_app(site_of_node)

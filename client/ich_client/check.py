@@ -12,7 +12,7 @@ from ich_client.hospital import HospitalConfig, load_mappings
 from ich_client.splits import split
 from ich_client.tables import Hospital, load_hospitals
 from ich_models import clinical
-from ich_models.errors import Code, ConfigurationError, DataError, Problem
+from ich_models.errors import Code, ConfigurationError, Problem
 from ich_models.federation import Evaluation, Federation, load_federation
 from ich_models.folds import folds_of
 from ich_models.metrics import METRICS
@@ -200,31 +200,20 @@ def _figures(evaluation: Evaluation) -> str:
 
 
 def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Found, ...]:
-    """What every hospital brings. Raises DataError if one has too few patients to be split as the study asks."""
-    problems: list[Problem] = []
-    found: list[Found] = []
-    for hospital in hospitals:
-        patients = hospital.patients
-        try:
-            folds = _folds(federation, hospital)
-        except ValueError:  # from the splitter: fewer patients than it must make groups of
-            problems.append(_too_few(federation, hospital))
-            continue
-        found.append(
-            Found(
-                name=hospital.name,
-                patients=len(patients),
-                events=int(patients.labels.sum()),
-                excluded=dict(hospital.excluded),
-                predictors=_predictors(federation, patients.table),
-                folds=folds,
-                small_cells=SmallCells(federation.evaluation.small_cells, hospital.limits.small_cells),
-                warnings=hospital.warnings,
-            )
+    """What every hospital brings."""
+    return tuple(
+        Found(
+            name=hospital.name,
+            patients=len(hospital.patients),
+            events=int(hospital.patients.labels.sum()),
+            excluded=dict(hospital.excluded),
+            predictors=_predictors(federation, hospital.patients.table),
+            folds=_folds(federation, hospital),
+            small_cells=SmallCells(federation.evaluation.small_cells, hospital.limits.small_cells),
+            warnings=hospital.warnings,
         )
-    if problems:
-        raise DataError(problems)
-    return tuple(found)
+        for hospital in hospitals
+    )
 
 
 OTHERS = "without:OTHER"
@@ -243,13 +232,6 @@ def _folds(federation: Federation, hospital: Hospital) -> tuple[FoldHere, ...]:
         part = split(labels, evaluation, fold.part or 0)
         folds.append(FoldHere(fold.name, len(part.train), len(part.validation), len(part.test)))
     return tuple(folds)
-
-
-def _too_few(federation: Federation, hospital: Hospital) -> Problem:
-    wanted = federation.evaluation.model_dump(include={"test", "folds", "validation"}, exclude_none=True)
-    settings = ", ".join(f"evaluation.{name}: {value}" for name, value in wanted.items())
-    message = f"hospital '{hospital.name}' has too few patients ({len(hospital.patients)}) to be split by {settings}"
-    return Problem(message, hint="leave this hospital out, or ask the coordinator for fewer parts or other shares")
 
 
 def _predictors(federation: Federation, table: NDArray[np.float64]) -> tuple[Predictor, ...]:

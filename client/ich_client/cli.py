@@ -32,9 +32,12 @@ NOT_APPLIED: Final = "this version does not apply it: counts are sent as they ar
 
 @app.command(epilog="Example: ich-client check federation.yaml hospital.yaml --data /data/registry")
 def check(
-    federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml")],
+    federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml", help="the study")],
     data: Annotated[Path, typer.Option(metavar="DIR", help="folder that the hospitals' relative paths start from")],
-    mappings: Annotated[list[Path] | None, typer.Argument(metavar="[HOSPITAL.yaml]...")] = None,
+    mappings: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[HOSPITAL.yaml]...", help="where a table is, and what its columns mean"),
+    ] = None,
     hospitals: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="folder of hospital files, in place of or beside HOSPITAL.yaml"),

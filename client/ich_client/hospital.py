@@ -217,7 +217,6 @@ class Limits(Strict):
 
     small_cells: Annotated[int, Field(ge=0)] = 10
     """Counts below this do not leave the hospital. 0 is for simulations."""
-    device: Annotated[str, Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")] = "cpu"
     threads: PositiveInt = 1
 
 

@@ -45,6 +45,18 @@ def split(labels: NDArray[np.int64], evaluation: Evaluation, part: int) -> Split
     return Split(train, validation, test)
 
 
+def too_few(labels: NDArray[np.int64], evaluation: Evaluation) -> str | None:
+    """The settings that these patients are too few for, or None."""
+    try:
+        splits = [split(labels, evaluation, part) for part in range((evaluation.folds or 0) + 1)]
+    except ValueError:  # from scikit-learn: fewer patients than it must make groups of
+        splits = []
+    if splits and all(len(one.train) for one in splits):
+        return None
+    wanted = evaluation.model_dump(include={"test", "folds", "validation"}, exclude_none=True)
+    return ", ".join(f"evaluation.{name}: {value}" for name, value in wanted.items())
+
+
 def held_out(labels: NDArray[np.int64], evaluation: Evaluation, fold: Fold) -> Indices:
     """The rows of this hospital that the fold has not learnt from: what it may be tested on here."""
     if fold.hospital is not None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ich_client import sheets, values
 from ich_client.hospital import HospitalConfig, Limits
 from ich_client.sheets import Sheet, likely
+from ich_client.splits import too_few
 from ich_models import clinical
 from ich_models.batch import Patients
 from ich_models.clinical import Value
@@ -245,6 +246,10 @@ def _outcome_problems(
         reasons = ", ".join(f"{reason}: {count}" for reason, count in excluded.items())
         hint = f"check the codes and missing values of '{variable}'"
         return [Problem(f"hospital '{part.name}' has no usable patient ({reasons})", where, hint)], []
+    if settings := too_few(labels, federation.evaluation):
+        message = f"hospital '{part.name}' has too few patients ({len(labels)}) to be split by {settings}"
+        hint = "leave this hospital out, or ask the coordinator for fewer parts or other shares"
+        return [Problem(message, document.where("hospital"), hint)], []
     if 0 < labels.sum() < len(labels):
         return [], []
     which = "every" if labels[0] else "no"

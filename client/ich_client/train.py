@@ -78,25 +78,26 @@ def _mean(losses: list[torch.Tensor], sizes: list[int]) -> torch.Tensor:
 def _batches(patients: Batch, recipe: Recipe, generator: np.random.Generator) -> Iterator[tuple[int, Batch]]:
     """(Epoch, batch) until the recipe's epochs or updates are done; with `updates` everything is epoch 0."""
     size = len(patients) if recipe.batch == "all" else recipe.batch
+    sizes = _sizes(len(patients), size)
     done = epoch = 0
     while epoch < recipe.epochs if recipe.epochs is not None else True:
         order = patients
         if size < len(patients):
             order = patients.take(torch.from_numpy(generator.permutation(len(patients))))
-        for start, end in _slices(len(patients), size):
+        for batch in order.split(sizes):
             if done == recipe.updates:
                 return
-            yield (epoch if recipe.epochs is not None else 0), order.slice(start, end)
+            yield (epoch if recipe.epochs is not None else 0), batch
             done += 1
         epoch += 1
 
 
-def _slices(patients: int, size: int) -> Iterator[tuple[int, int]]:
+def _sizes(patients: int, size: int) -> list[int]:
     """Batches of `size`; a last one of a single patient joins the one before, since it has no batch statistics."""
-    starts = list(range(0, patients, size))
-    if len(starts) > 1 and patients - starts[-1] == 1:
-        starts.pop()
-    return zip(starts, [*starts[1:], patients], strict=True)
+    sizes = [min(size, patients - start) for start in range(0, patients, size)]
+    if len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes
 
 
 def _clip(stack: Stack, largest: float) -> None:

@@ -30,7 +30,7 @@ app = console.application("The coordinator's side of a federated study.\n\nExamp
 
 
 @app.command(epilog="Example: ich-server check federation.yaml")
-def check(federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml")]) -> None:
+def check(federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml", help="the study")]) -> None:
     """Check FEDERATION.yaml and the data dictionary that it names, and print the study that they describe.
 
     Every hospital that takes part holds the same hash; layout and comments of the file do not change it.
@@ -44,7 +44,7 @@ def check(federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml")]
 
 
 @app.command(epilog="Example: ich-server schema federation > federation.schema.json")
-def schema(kind: Annotated[Kind, typer.Argument(show_default=True)] = "federation") -> None:
+def schema(kind: Annotated[Kind, typer.Argument(help="which file")] = "federation") -> None:
     """Print the JSON Schema of federation.yaml (for editors) or of results.json (for programs that read it)."""
     found = federation_schema() if kind == "federation" else dict(results.json_schema())
     text = json.dumps({"$schema": GenerateJsonSchema.schema_dialect, **found}, indent=2)
@@ -52,10 +52,10 @@ def schema(kind: Annotated[Kind, typer.Argument(show_default=True)] = "federatio
 
 
 @app.command(epilog="Example: ich-server report runs/demo/results")
-def report(out: Annotated[Path, typer.Argument(metavar="OUT")]) -> None:
+def report(out: Annotated[Path, typer.Argument(metavar="OUT", help="folder that ich-simulate wrote")]) -> None:
     """Write report.html and results.csv anew from results.json in the folder OUT."""
     found = read_results(out / "results.json")
-    results.write(found, out)
+    results.write_csv(found, out)
     write_report(found, out / "report.html")
     screen = Console(highlight=False)
     screen.print(summary_table(found))

@@ -223,9 +223,14 @@ def describe(federation: Federation) -> Study:
 
 
 def write(results: Results, folder: Path) -> None:
-    """`results.json` and the same figures as tidy `results.csv`, one line per arm, hospital and metric."""
+    """`results.json`, and `results.csv` beside it."""
     text = json.dumps(results.model_dump(by_alias=True), indent=2, allow_nan=False, ensure_ascii=False)
     write_atomic(folder / "results.json", (text + "\n").encode())
+    write_csv(results, folder)
+
+
+def write_csv(results: Results, folder: Path) -> None:
+    """The same figures as tidy `results.csv`, one line per arm, hospital and metric."""
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
     table.writerow(("arm", "hospital", "n", "events", "metric", "value", "low", "high"))

@@ -1,7 +1,8 @@
 """What a patient is to a network: the patients of one hospital as arrays, and the batch that networks receive."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -59,13 +60,12 @@ class Batch:
             {modality: mask[rows] for modality, mask in self.present.items()},
         )
 
-    def slice(self, start: int, end: int) -> "Batch":
-        """The patients from `start` to before `end`, without a copy."""
-        return Batch(
-            None if self.table is None else self.table[start:end],
-            self.label[start:end],
-            {modality: mask[start:end] for modality, mask in self.present.items()},
-        )
+    def split(self, sizes: Sequence[int]) -> Iterator["Batch"]:
+        """The patients in batches of these sizes, in their order, without a copy."""
+        tables = repeat(None, len(sizes)) if self.table is None else self.table.split(sizes)
+        masks = {modality: mask.split(sizes) for modality, mask in self.present.items()}
+        for index, (table, label) in enumerate(zip(tables, self.label.split(sizes), strict=True)):
+            yield Batch(table, label, {modality: parts[index] for modality, parts in masks.items()})
 
 
 @dataclass(frozen=True)

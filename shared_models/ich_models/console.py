@@ -9,8 +9,6 @@ from rich.console import Console
 
 from ich_models.errors import IchError, Problem, RunError
 
-INTERRUPTED = 130
-
 typer.core.HAS_RICH = False  # type: ignore[misc]  # plain help texts: with rich, typer 0.20 prints "\[required]" in them
 
 
@@ -20,7 +18,7 @@ def application(help_text: str) -> typer.Typer:
 
 
 def run(app: typer.Typer) -> None:
-    """Run the command and exit: 0 done, 2 configuration or usage, 3 data, 4 run, 130 interrupted.
+    """Run the command and exit: 0 done, 2 configuration or usage, 3 data, 4 run, 130 interrupted (by typer).
 
     Only the project's own errors and the operating system's are put into words; anything else is a defect of ours, and
     its traceback is what the report of it needs.
@@ -32,9 +30,6 @@ def run(app: typer.Typer) -> None:
     except OSError as error:
         place = str(error.filename or "")
         fail(RunError(Problem(error.strerror or str(error), place, "check the path, its permissions and free space")))
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; what was finished is kept (--resume goes on from there)\n")
-        sys.exit(INTERRUPTED)
 
 
 def fail(error: IchError) -> NoReturn:

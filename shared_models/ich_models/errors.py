@@ -20,7 +20,7 @@ class Problem:
 
 
 class IchError(Exception):
-    """One or more problems that end the command; `exit_code` is stable and documented in docs/exit-codes.md."""
+    """One or more problems that end the command; `exit_code` is stable and documented in docs/commands.md."""
 
     exit_code: ClassVar[int] = 4
 

@@ -182,7 +182,7 @@ class Evaluation(Strict):
     threshold: Literal["youden"] | Annotated[float, Field(gt=0, lt=1)] = "youden"
     """`youden`: each training hospital's Youden threshold, averaged with its patients as weights."""
     small_cells: Annotated[int, Field(ge=0)] = 10
-    """Counts below this do not leave a hospital. 0 is accepted in simulation only."""
+    """Counts below this are not to leave a hospital; a hospital may ask for more. Not applied in simulation."""
     comparisons: Comparisons = Comparisons()
 
     @model_validator(mode="after")

@@ -52,7 +52,9 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 def build_optimizer(options: SGD | Adam, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
     """A fresh torch optimiser; every one here works element by element, so stacked models stay independent."""
     settings: dict[str, Any] = options.model_dump(exclude={"name"})
-    return _OPTIMIZERS[options.name](list(parameters), **settings)
+    tensors = list(parameters)
+    foreach = any(tensor.is_cuda for tensor in tensors)  # what torch would find out anew at every step
+    return _OPTIMIZERS[options.name](tensors, **settings, foreach=foreach)
 
 
 class Constant(Strict):

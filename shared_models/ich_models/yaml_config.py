@@ -36,8 +36,8 @@ class _Spot:
 
     def find(self, name: Hashable) -> "_Spot | None":
         """The value under a key or index; pydantic's locations have keys such as 1.5 and null as text."""
-        if name in self.inside or not isinstance(name, str):
-            return self.inside.get(name)
+        if name in self.inside:
+            return self.inside[name]
         return next((spot for key, spot in self.inside.items() if not isinstance(key, str) and str(key) == name), None)
 
 
@@ -206,7 +206,7 @@ def _compose(path: Path, text: str) -> yaml.MappingNode:
 
 def _syntax(error: yaml.MarkedYAMLError) -> tuple[str, str]:
     """Message and hint for what PyYAML could not parse."""
-    problem = error.problem or "it cannot be parsed"
+    problem = str(error.problem)
     if "another document" in problem:
         return "a second document begins here", "keep one: delete the '---' and what follows it"
     if r"'\t'" in problem:
@@ -482,16 +482,18 @@ def _words(error: ErrorDetails, at: _Trace) -> tuple[str, str]:
     if not message:
         return error["msg"].removeprefix("Assertion failed, "), ""
     message, hint = message.format(got=got, **context), hint.format(**context)
-    options = at.schema.get("expected") or at.schema.get("members") or at.schema.get("choices")
-    permitted = f"permitted: {', '.join(map(_bare, options))}" if kind.startswith("union_tag_") and options else ""
-    if permitted and callable(at.schema.get("discriminator")):
-        return f"{got} has none of the permitted forms", permitted
+    options = at.schema.get("expected") or at.schema.get("members") or ()
+    if kind.startswith("union_tag_"):
+        options = at.schema.get("choices", ())
+        if callable(at.schema.get("discriminator")):
+            return f"{got} has none of the permitted forms", f"permitted: {', '.join(map(_bare, options))}"
     if kind == "extra_forbidden" and _fields(at.parent):
         hint = _choice(at.path[-1], _fields(at.parent), "known keys")
     elif kind in {"literal_error", "enum", "union_tag_invalid"} and options:
         hint = _choice(context.get("tag", error["input"]), options, "permitted")
     elif kind in {"missing", "union_tag_not_found"} and isinstance(at.path[-1], str):
-        hint = f"add '{_bare(at.path[-1])}: ...' here" + (f" ({permitted})" if permitted else "")
+        hint = f"add '{_bare(at.path[-1])}: ...' here"
+        hint += f" (permitted: {', '.join(map(_bare, options))})" if options else ""
     return message, hint
 
 
@@ -504,7 +506,7 @@ def _model_problems(
     said: dict[tuple[int, int, _Loc], list[tuple[str, str]]] = {}
     for one, at in traced:
         names = tuple(map(_bare, at.path))
-        outdone = at.path in at.unions and at.path in came_further and one["type"] != "value_error"
+        outdone = at.path in came_further and one["type"] != "value_error"
         if not outdone and not any(names[:length] in broken for length in range(len(names) + 1)):
             said.setdefault((at.spot.line, at.spot.column, at.path), []).append(_words(one, at))
     found = []

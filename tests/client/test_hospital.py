@@ -34,7 +34,7 @@ table:
         ("{from: AGE_Y}", "{date: IN, since: 1950-02-31}", "since: 1950-02-31 is no day"),
         ("{from: AGE_Y}", "{date: IN, since: B, months: {sty: 1}}", "months are named, and format has no place"),
         ("{from: AGE_Y}", "{cases: [{value: 3, where: {A: {not: x, in: y}}}]}", "write one condition"),
-        ("mrs: MRS", "mrs: MRS\nlimits: {device: gpu}", "limits.device"),
+        ("mrs: MRS", "mrs: MRS\nlimits: {threads: 0}", "limits.threads"),
     ],
 )
 def test_mapping_files_are_checked(

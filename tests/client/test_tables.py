@@ -100,7 +100,7 @@ def test_a_table_becomes_numbers_in_the_order_of_the_file(hospitals: Loader) -> 
     expected = [[71, 15, 1], [64.5, 9, 0], [80, nan, 1], [55, nan, nan], [90, 3, 0]]
     np.testing.assert_array_equal(north.patients.table, expected)
     assert north.patients.labels.tolist() == [0, 1, 1, 0, 1]
-    assert (north.limits.small_cells, north.limits.device, north.limits.threads) == (10, "cpu", 1)
+    assert (north.limits.small_cells, north.limits.threads) == (10, 1)
 
 
 def test_formats_give_the_same_patients(hospitals: Loader, tmp_path: Path) -> None:

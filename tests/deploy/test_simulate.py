@@ -16,6 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from flwr.app import Context, RecordDict
+
+from ich_client.app import app as client_app
+from ich_deploy.grid import InProcessGrid
+from ich_server.app import app as server_app
 
 ROUNDS = 4
 COMMAND = Path(sys.executable).with_name("ich-simulate")
@@ -203,6 +208,26 @@ def test_flowers_own_engine_gives_the_same_bytes(strategy: str, tmp_path: Path) 
     assert numbers(tmp_path / "ray") == numbers(tmp_path / "direct")
 
 
+def test_the_flower_apps_alone_run_the_same_study(study: Path, finished: Path, tmp_path: Path) -> None:
+    """The ServerApp and ClientApp that Flower's tools would start, configured by paths: the same final weights."""
+    configs: dict[int, dict[str, str | int | float | bool]] = {
+        node: {
+            "federation": str(study),
+            "hospital": str(study.parent / "hospitals" / f"{name}.yaml"),
+            "data": str(study.parent / "data"),
+            "state": str(tmp_path / "state" / name),
+        }
+        for node, name in enumerate(("south", "east", "north"), start=5)
+    }
+    grid = InProcessGrid(client_app, configs, serialise=True)
+    run_config = {"federation": str(study), "out": str(tmp_path / "out"), "hospitals": 3}
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config))
+    server_app(grid, context)
+    for seed in (1, 2):
+        ours = (tmp_path / "out" / f"seed-{seed}" / "study.safetensors").read_bytes()
+        assert ours == (finished / "seeds" / f"seed-{seed}" / "study.safetensors").read_bytes()
+
+
 def test_data_may_be_a_folder_of_data_sets(study: Path, tmp_path: Path) -> None:
     """--data PARENT works too where PARENT holds a folder named like the federation file's."""
     shutil.copytree(study.parent, tmp_path / "three", ignore=shutil.ignore_patterns("finished", "data"))
@@ -231,13 +256,15 @@ def test_a_broken_table_ends_with_exit_code_3(tmp_path: Path) -> None:
     table = tmp_path / "study" / "data" / "north.csv"
     table.write_text(table.read_text().replace("gcs", "GCS_ADM", 1))
     done = simulate(federation, tmp_path / "out", code=3)
-    assert "north.yaml" in done.stderr and "no column 'gcs'" in done.stderr
+    assert "north.yaml" in done.stderr
+    assert "no column 'gcs'" in done.stderr
 
 
 def test_a_folder_that_cannot_be_written_ends_with_exit_code_4(study: Path, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("in the way")
     done = simulate(study, tmp_path / "out", code=4)
-    assert str(tmp_path / "out") in done.stderr and "Traceback" not in done.stderr
+    assert str(tmp_path / "out") in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_bad_command_line_ends_with_exit_code_2(study: Path, tmp_path: Path) -> None:

@@ -11,18 +11,23 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import (
     AfterValidator,
+    AliasChoices,
+    AliasPath,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
     Tag,
+    TypeAdapter,
     create_model,
     model_validator,
 )
+from pydantic.dataclasses import dataclass
 
+from ich_models import yaml_config
 from ich_models.errors import ConfigurationError, Problem
-from ich_models.yaml_config import load
+from ich_models.yaml_config import load, suggest
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -135,6 +140,8 @@ def read_v(text: str, kind: Any = Any) -> Any:
         ("", None),
         ("!!str 1", "1"),
         ("!!float 1", 1.0),
+        ("!!bool true", True),
+        ("!!null ~", None),
         ("'true'", "true"),
         ('"1"', "1"),
         ("''", ""),
@@ -282,6 +289,13 @@ def test_a_document_holds_path_and_value() -> None:
     assert document.value == Study(name="ich", training=Training(rounds=3))
 
 
+def test_a_document_with_another_value_is_still_the_same_file() -> None:
+    document = load(write("name: ich\ntraining: {rounds: 3}"), Study)
+    other = document.replace(Study(name="other", training=Training(rounds=1)))
+    assert other.value.name == "other"
+    assert other.where("training", "rounds") == "f.yaml:2:20: training.rounds"
+
+
 def test_the_path_is_shown_as_given(tmp_path: Path) -> None:
     Path("sub").mkdir()
     Path("sub/g.yaml").write_text("v: 1")
@@ -332,6 +346,11 @@ training:
     ]
 
 
+@dataclass(config=ConfigDict(extra="forbid"))
+class Size:
+    width: int = 1
+
+
 class Colour(Enum):
     RED = "red"
     BLUE = "blue"
@@ -356,6 +375,9 @@ class Colour(Enum):
         (Annotated[str, Field(pattern="^[a-z]+$")], "A", "'A' does not match the pattern ^[a-z]+$", ""),
         (list[int], "7", "7 is not a list", "write [a, b], or one item per line after '- '"),
         (tuple[int, int], "7", "7 is not a list", "write [a, b], or one item per line after '- '"),
+        (set[int], "7", "7 is not a list", "write [a, b], or one item per line after '- '"),
+        (frozenset[int], "7", "7 is not a list", "write [a, b], or one item per line after '- '"),
+        (Size, "7", "7 is not a mapping", "write 'key: value' lines, indented below the key"),
         (dict[str, int], "[7]", "a list is not a mapping", "write 'key: value' lines, indented below the key"),
         (Stage, "small", "'small' is not a mapping", "write 'key: value' lines, indented below the key"),
         (Strategy, "fedavg", "'fedavg' is not a mapping", "write 'key: value' lines, indented below the key"),
@@ -380,7 +402,8 @@ class Colour(Enum):
             "did you mean 'blue'? (permitted: red, blue)",
         ),
         (Colour, "~", "an empty value is not one of the permitted values", "permitted: red, blue"),
-        (int, "x" * 99, "'" + "x" * 56 + "... is not a whole number", ""),
+        (int, "x" * 58, "'" + "x" * 58 + "' is not a whole number", ""),
+        (int, "x" * 59, "'" + "x" * 56 + "... is not a whole number", ""),
     ],
 )
 def test_the_common_mistakes_in_plain_words(kind: Any, text: str, message: str, hint: str) -> None:
@@ -395,6 +418,11 @@ def test_another_mistake_in_the_words_of_pydantic() -> None:
 def test_a_missing_key_is_reported_at_the_mapping_that_lacks_it() -> None:
     missing = Problem("this is required, but missing", "f.yaml:3:3: training.rounds", "add 'rounds: ...' here")
     assert problem("name: ich\ntraining:\n  stages: []\n", Study) == missing
+
+
+def test_a_missing_choice_is_reported_with_what_may_be_chosen() -> None:
+    assert problem("{}", with_v(Literal["CT", "MRI"])).hint == "add 'v: ...' here (permitted: CT, MRI)"
+    assert problem("{}", with_v(Strategy)).hint == "add 'v: ...' here"
 
 
 def test_a_missing_item_is_reported_at_the_list() -> None:
@@ -430,7 +458,14 @@ def test_the_known_keys_are_those_of_the_model_at_that_place(kind: Any, text: st
     assert hints(f"v: {text}", kind) == ["did you mean 'epochs'? (known keys: epochs, batch)"]
 
 
+def test_the_known_keys_of_a_dataclass() -> None:
+    assert hints("v: {widht: 1}", Size) == ["did you mean 'width'? (known keys: width)"]
+    assert hints("v: {widht: 1}", Size | int) == ["did you mean 'width'? (known keys: width)"]
+
+
 def test_the_known_keys_of_the_alternative_in_use() -> None:
+    tagged = Annotated[Stage, Tag("a stage")] | Annotated[int, Tag("a number")]
+    assert hints("v: {epoch: 1}", tagged) == ["did you mean 'epochs'? (known keys: epochs, batch)"]
     assert hints("v: {name: fedprox, mu: 1, muu: 2}", Strategy) == ["did you mean 'mu'? (known keys: name, mu)"]
     assert hints("v: {name: fedavg, nu: 2}", Strategy) == ["known keys: name"]
 
@@ -449,6 +484,11 @@ def test_known_keys_are_named_as_in_the_file() -> None:
     ]
     assert where("v: {from: 1}", with_v(Column)) == ["f.yaml:1:11: v.from"]
 
+    class Either(Strict):
+        batch: Annotated[int, Field(validation_alias=AliasChoices("size", AliasPath("sizes", 0)))] = 1
+
+    assert hints("v: {siez: 1}", Either) == ["did you mean 'size'? (known keys: size)"]
+
 
 def test_known_keys_that_cannot_be_told_are_not_listed() -> None:
     kind = Annotated[Any, AfterValidator(Stage.model_validate)]
@@ -461,6 +501,40 @@ def test_a_missing_discriminator_lists_what_it_may_be() -> None:
     assert problem("v: {mu: 1}", with_v(Strategy)) == Problem(
         "this is required, but missing", "f.yaml:1:4: v.name", "add 'name: ...' here (permitted: fedavg, fedprox)"
     )
+
+
+def test_a_validator_may_check_another_form_than_the_declared_one() -> None:
+    kind = Annotated[tuple[int, int], BeforeValidator(Stage.model_validate)]
+    assert where("v: {batch: x}", with_v(kind)) == ["f.yaml:1:12: v.batch"]
+    nothing = Annotated[tuple[()], BeforeValidator(TypeAdapter(list[int]).validate_python)]
+    assert where("v: [x]", with_v(nothing)) == ["f.yaml:1:5: v.0"]
+
+
+def test_a_discriminator_is_named_as_in_the_file() -> None:
+    class Image(Strict):
+        kind: Annotated[Literal["image"], Field(alias="type")]
+
+    class Table(Strict):
+        kind: Annotated[Literal["table"], Field(alias="type")]
+
+    class ImageByName(Image):
+        model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    by_alias = Annotated[Image | Table, Field(discriminator="kind")]
+    assert where("v: {type: pdf}", with_v(by_alias)) == ["f.yaml:1:11: v.type"]
+    by_either = Annotated[ImageByName | Table, Field(discriminator="kind")]
+    assert where("v: {type: pdf}", with_v(by_either)) == ["f.yaml:1:11: v.type"]
+
+
+def test_the_permitted_values_as_pydantic_lists_them_where_the_model_cannot_be_told() -> None:
+    training = Annotated[Any, AfterValidator(Training.model_validate)]
+    assert problem("v: {rounds: 1, strategy: {name: x}}", with_v(training)) == Problem(
+        "'x' is not one of the permitted values", "f.yaml:1:26: v.strategy", "permitted: 'fedavg', 'fedprox'"
+    )
+    colour = Annotated[Any, AfterValidator(with_v(Colour).model_validate)]
+    assert hints("v: {v: green}", colour) == ["permitted: 'red' or 'blue'"]
+    number = Annotated[Any, AfterValidator(with_v(Literal[1, 2]).model_validate)]
+    assert hints("v: {v: 3}", number) == ["permitted: 1 or 2"]
 
 
 def test_the_name_of_an_alternative_is_no_key() -> None:
@@ -481,6 +555,7 @@ def test_alternatives_that_are_told_apart_by_a_function() -> None:
         "a list has none of the permitted forms", "f.yaml:1:4: v", "permitted: a name, a stage"
     )
     assert where("v: {batch: x}", with_v(kind)) == ["f.yaml:1:12: v.batch"]
+    assert problem("{}", with_v(kind)) == Problem("this is required, but missing", "f.yaml:1:1: v", "add 'v: ...' here")
 
 
 def test_a_value_that_fits_no_alternative_is_one_problem() -> None:
@@ -577,6 +652,12 @@ def test_what_a_validator_puts_in_place_of_the_value_is_at_the_place_of_the_valu
     assert hints("v: 1", wrong) == ["did you mean 'epochs'? (known keys: epochs, batch)"]
 
 
+def test_a_hint_for_a_name_that_is_not_known() -> None:
+    assert suggest("agee", ["age", "sex"]) == "did you mean 'age'? (known: age, sex)"
+    assert suggest("SEX", ["age", "sex"], "columns") == "did you mean 'sex'? (columns: age, sex)"
+    assert suggest("xyz", ["age", "sex"]) == "known: age, sex"
+
+
 # --- what YAML allows and a configuration does not --------------------------------------------------------------------
 
 
@@ -661,7 +742,11 @@ def test_a_value_must_fit_its_tag() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["9" * 1001, "0x" + "f" * 1000])
+def test_a_long_number_is_read() -> None:
+    assert read_v("v: " + "9" * 1000) == 10**1000 - 1
+
+
+@pytest.mark.parametrize("text", ["9" * 1001, "0x" + "f" * 999])
 def test_a_number_of_a_thousand_digits_is_no_number(text: str) -> None:
     assert problem(f"v: {text}", with_v(str)).message == "this number has too many digits"
 
@@ -672,6 +757,12 @@ def test_a_value_that_contains_itself() -> None:
         "this value contains itself through an alias", "f.yaml:2:4: w.0.0", "write the inner value out"
     )
     assert problem("v: &a {k: *a}").where == "f.yaml:1:4: v.k"
+
+
+def test_the_number_of_values_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_config, "_MAX_VALUES", 6)
+    assert read_v("v: [1, 2, 3]") == [1, 2, 3]  # two mappings or lists, a key, three numbers
+    assert where("v: [1, 2, 3, 4]") == ["f.yaml:1:14: v.3"]
 
 
 def test_an_alias_bomb_is_refused() -> None:
@@ -696,38 +787,59 @@ def test_what_was_found_before_the_reading_stopped_is_reported() -> None:
 # --- files that cannot be read ----------------------------------------------------------------------------------------
 
 
+CHECK = "check quotes, brackets, colons and indentation"
+PAIRS = "write 'key: value' lines, or check that this is the right file"
+
+
 @pytest.mark.parametrize(
-    ("text", "place", "message"),
+    ("text", "place", "message", "hint"),
     [
-        ("a: [1,\n  2\n", "f.yaml:3:1", "not valid YAML: expected ',' or ']', but got '<stream end>'"),
-        ("a: b: c", "f.yaml:1:5", "not valid YAML: mapping values are not allowed here"),
-        ("a: 1\nb: *x", "f.yaml:2:4", "not valid YAML: found undefined alias 'x'"),
-        ("a:\n\t- 1", "f.yaml:2:1", "there is a tab where YAML allows only spaces"),
-        ("a: 1\n---\nb: 2", "f.yaml:2:1", "a second document begins here"),
-        ('a: 1\nb: "\\UFFFFFFFF"', "f.yaml:2:7", "not valid YAML: a number out of range"),
-        ("a: 1\r\nb: \x07", "f.yaml:2:4", "YAML does not allow the character U+0007"),
-        (b"a: \xc3\xa9\nb: \xc3\xa9\xe9", "f.yaml:2:5", "the byte 0xE9 is not UTF-8 text"),
-        (b"\xef\xbb\xbfa: \xff", "f.yaml:1:4", "the byte 0xFF is not UTF-8 text"),
-        ("# list\n- a", "f.yaml:2:1", "the file holds a list and not a mapping"),
-        ("  text", "f.yaml:1:3", "the file holds a single value and not a mapping"),
-        ("", "f.yaml", "the file is empty"),
-        ("# nothing\n", "f.yaml", "the file is empty"),
-        (" " * (2**20 + 1), "f.yaml", "this file is larger than 1048576 bytes"),
+        (
+            "a: [1,\n  2\n",
+            "f.yaml:3:1",
+            "not valid YAML: expected ',' or ']', but got '<stream end>'",
+            f"{CHECK} from line 1, column 4 to here",
+        ),
+        (
+            "a: 1\nb: 'x\nc: 2\n",
+            "f.yaml:4:1",
+            "not valid YAML: found unexpected end of stream",
+            f"{CHECK} from line 2, column 4 to here",
+        ),
+        ("a: b: c", "f.yaml:1:5", "not valid YAML: mapping values are not allowed here", CHECK),
+        ("a: 1\nb: *x", "f.yaml:2:4", "not valid YAML: found undefined alias 'x'", CHECK),
+        ("a:\n\t- 1", "f.yaml:2:1", "there is a tab where YAML allows only spaces", "indent with spaces"),
+        (
+            "a: 1\n---\nb: 2",
+            "f.yaml:2:1",
+            "a second document begins here",
+            "keep one: delete the '---' and what follows it",
+        ),
+        ('a: 1\nb: "\\UFFFFFFFF"', "f.yaml:2:7", "not valid YAML: a number out of range", "correct it"),
+        ("a: 1\r\nb: \x07", "f.yaml:2:4", "YAML does not allow the character U+0007", "delete it"),
+        (
+            b"a: \xc3\xa9\nb: \xc3\xa9\xe9",
+            "f.yaml:2:5",
+            "the byte 0xE9 is not UTF-8 text",
+            "save the file as UTF-8 text",
+        ),
+        (b"\xef\xbb\xbfa: \xff", "f.yaml:1:4", "the byte 0xFF is not UTF-8 text", "save the file as UTF-8 text"),
+        ("# list\n- a", "f.yaml:2:1", "the file holds a list and not a mapping", PAIRS),
+        ("  text", "f.yaml:1:3", "the file holds a single value and not a mapping", PAIRS),
+        ("", "f.yaml", "the file is empty", PAIRS),
+        ("# nothing\n", "f.yaml", "the file is empty", PAIRS),
+        (
+            " " * (2**20 + 1),
+            "f.yaml",
+            "this file is larger than 1048576 bytes",
+            "is it a configuration file? check the path",
+        ),
     ],
 )
-def test_a_file_that_cannot_be_understood_is_one_problem_with_a_hint(
-    text: str | bytes, place: str, message: str
+def test_a_file_that_cannot_be_understood_is_one_problem(
+    text: str | bytes, place: str, message: str, hint: str
 ) -> None:
-    only = problem(text)
-    assert (only.where, only.message) == (place, message)
-    assert only.hint
-
-
-def test_the_hint_of_a_syntax_error_says_where_the_trouble_may_begin() -> None:
-    assert (
-        problem("a: 1\nb: 'x\nc: 2\n").hint
-        == "check quotes, brackets, colons and indentation from line 2, column 4 to here"
-    )
+    assert problem(text) == Problem(message, place, hint)
 
 
 def test_a_file_of_the_largest_size_is_read() -> None:

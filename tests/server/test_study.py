@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small
 import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-import small
 from ich_client import train as training
 from ich_client.tables import Hospital
 from ich_models.batch import Patients
@@ -144,7 +144,8 @@ def test_permuted_labels_give_an_auroc_of_one_half_within_its_interval(tmp_path:
     found = small.study(small.federation(), members, tmp_path)
     for answers in found.answers.values():
         auroc = answers[0].evaluation().metrics["auroc"]
-        assert auroc.low is not None and auroc.high is not None
+        assert auroc.low is not None
+        assert auroc.high is not None
         assert auroc.low < 0.5 < auroc.high
 
 
@@ -253,14 +254,16 @@ def test_too_few_good_updates_end_the_run_by_name_and_it_can_go_on(tmp_path: Pat
         nonlocal trained
         if message.metadata.message_type == TRAIN:
             trained += 1
-        return Error(1, "x") if 3 < trained and message.metadata.message_type == TRAIN and node != 1 else None
+        return Error(1, "x") if trained > 3 and message.metadata.message_type == TRAIN and node != 1 else None
 
     with pytest.raises(RunError) as caught:
         small.study(settings, members, tmp_path, failing=failing)
     assert caught.value.exit_code == 4
     text = str(caught.value)
     assert "round 2: fold 'all' has 1 good updates and needs 2" in text
-    assert "north: flower error 1" in text and "south: flower error 1" in text and "--resume" in text
+    assert "north: flower error 1" in text
+    assert "south: flower error 1" in text
+    assert "--resume" in text
     resumed = small.study(settings, members, tmp_path, resume=True)
     assert same(resumed, small.study(settings, members, tmp_path / "undisturbed"))
 
@@ -280,7 +283,8 @@ def test_a_client_that_raises_says_a_code_and_nothing_else(tmp_path: Path, caplo
         small.run_study(network, plan, tmp_path / "server", hospitals=3, resume=False, watch=lambda report: None)
     assert "2 of 3 hospitals can take part" in str(caught.value)
     assert "node 1: refused with code INTERNAL" in str(caught.value)
-    assert "Mustermann" not in str(caught.value) and "Mustermann" in caplog.text
+    assert "Mustermann" not in str(caught.value)
+    assert "Mustermann" in caplog.text
 
 
 def test_two_hospitals_with_one_name_are_refused(tmp_path: Path) -> None:
