@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from ich_client.splits import Split, split
+from ich_client.splits import Indices, Split, split
 from ich_client.state import State
 from ich_client.tables import Hospital
 from ich_models.batch import Batch
+from ich_models.folds import Fold
 from ich_models.statistics import Moments, moments
 from ich_strategies.plan import Plan
 
@@ -30,6 +32,12 @@ class Site:
         if part not in self._splits:
             self._splits[part] = split(self.hospital.patients.labels, self.plan.federation.evaluation, part)
         return self._splits[part]
+
+    def held_out(self, fold: Fold) -> Indices:
+        """The rows of this hospital that the fold has not learnt from: what it may be tested on here."""
+        if fold.hospital is not None:
+            return np.arange(len(self.hospital.patients))
+        return self.split(fold.part or 0).test
 
     def moments(self, part: int) -> Moments:
         """Statistics of the training patients, validation left out."""

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
 from ich_models.federation import Evaluation
-from ich_models.folds import Fold
 
 Indices = NDArray[np.int64]
 
@@ -55,13 +54,6 @@ def too_few(labels: NDArray[np.int64], evaluation: Evaluation) -> str | None:
         return None
     wanted = evaluation.model_dump(include={"test", "folds", "validation"}, exclude_none=True)
     return ", ".join(f"evaluation.{name}: {value}" for name, value in wanted.items())
-
-
-def held_out(labels: NDArray[np.int64], evaluation: Evaluation, fold: Fold) -> Indices:
-    """The rows of this hospital that the fold has not learnt from: what it may be tested on here."""
-    if fold.hospital is not None:
-        return np.arange(len(labels))
-    return split(labels, evaluation, fold.part or 0).test
 
 
 def _share(rows: Indices, labels: NDArray[np.int64], share: float, seed: int) -> tuple[Indices, Indices]:

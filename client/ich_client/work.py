@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ich_client.site import Site
-from ich_client.splits import held_out
 from ich_client.train import Direction, fit
 from ich_models.batch import Batch
 from ich_models.errors import Code
@@ -199,9 +198,9 @@ def _direction(
 def load_stack(plan: Plan, rows: Rows) -> Stack:
     """A stack with one model per row of 'weights', 'constants' and, where the plan has them, 'local'."""
     stack = Stack(plan.network, len(rows["weights"]))
-    for name, layout in (("weights", plan.weights), ("constants", plan.constants), ("local", plan.local)):
-        if layout.size:
-            stack.load(layout.unpack(torch.from_numpy(rows[name])))
+    layouts = {"weights": plan.weights, "constants": plan.constants, "local": plan.local}
+    whole = {name: layout.unpack(torch.from_numpy(rows[name])) for name, layout in layouts.items() if layout.size}
+    stack.load({name: tensor for tensors in whole.values() for name, tensor in tensors.items()})
     return stack
 
 
@@ -266,7 +265,7 @@ def predictions(site: Site, folds: Sequence[str], rows: Rows) -> tuple[list[NDAr
     parsed = [_fold(name) for name in folds]
     tested, probabilities = [], []
     for fold, own in zip(parsed, personal(site, folds, rows), strict=True):
-        untaught = held_out(site.hospital.patients.labels, site.plan.federation.evaluation, fold)
+        untaught = site.held_out(fold)
         if not len(untaught) or (fold.hospital is not None and fold.trains_at(site.hospital.name)):
             raise RefusedError(Code.HELD_OUT, f"fold '{fold.name}' has learnt from every patient of this hospital")
         tested.append(untaught)

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich_client.site import Site
-from ich_client.splits import held_out
 from ich_client.train import fit
 from ich_client.work import load_stack, personal, predict
 from ich_models.batch import Patients
@@ -173,7 +172,7 @@ def _own_scaling(plan: Plan, site: Site, model: Model, fold: Fold) -> Model:
 def _score(plan: Plan, site: Site, model: Model, fold: Fold) -> Scored:
     """A hospital's held-out patients of a fold under a model."""
     patients = site.hospital.patients
-    rows = held_out(patients.labels, plan.federation.evaluation, fold)
+    rows = site.held_out(fold)
     probabilities = predict(plan, model.rows, patients.table[rows])[0]
     return Scored(patients.labels[rows], probabilities, np.full(len(rows), model.threshold))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import accumulate
 from typing import Annotated, Final, Self, TypeVar
 
 import numpy as np
@@ -196,20 +197,25 @@ M = TypeVar("M", bound=Strict)
 def from_record(record: RecordDict, kind: type[M]) -> tuple[M, Rows]:
     """The message and its rows. Raises MalformedError unless the record is exactly such a message."""
     try:
-        config = record.config_records[_MESSAGE]
+        config, arrays = record[_MESSAGE], record.get(_ARRAYS)  # not config_records: it copies
+        if not isinstance(config, ConfigRecord) or not isinstance(arrays, ArrayRecord | None):
+            raise TypeError("a record of another kind")
         message = kind.model_validate_json(str(config[_JSON]))
         if _BLOCKS not in config:
             return message, {}
+        if arrays is None:
+            raise KeyError(_ARRAYS)
         names, widths = config[_BLOCKS], config[_WIDTHS]
-        array = record.array_records[_ARRAYS][_ROWS].numpy()
+        array = arrays[_ROWS].numpy()
     except (KeyError, ValueError, TypeError) as error:
         raise MalformedError(_plainly(error)) from error
     if not isinstance(names, list) or not isinstance(widths, list) or len(names) != len(widths):
         raise MalformedError("blocks and widths do not belong together")
-    if array.ndim != 2 or array.dtype.kind != "f" or array.shape[1] != sum(map(int, widths)):
+    sizes = [width for width in widths if isinstance(width, int) and width >= 0]
+    if array.ndim != 2 or array.dtype.kind != "f" or len(sizes) < len(widths) or array.shape[1] != sum(sizes):
         raise MalformedError(f"an array of shape {array.shape} and dtype {array.dtype} for widths {widths}")
-    ends = np.cumsum([int(width) for width in widths])[:-1]
-    return message, dict(zip(map(str, names), np.split(array, ends, axis=1), strict=True))
+    ends = accumulate(sizes)
+    return message, {str(name): array[:, end - size : end] for name, size, end in zip(names, sizes, ends, strict=True)}
 
 
 def is_refusal(record: RecordDict) -> Code | None:

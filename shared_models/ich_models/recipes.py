@@ -53,8 +53,8 @@ def build_optimizer(options: SGD | Adam, parameters: Iterable[torch.Tensor]) -> 
     """A fresh torch optimiser; every one here works element by element, so stacked models stay independent."""
     settings: dict[str, Any] = options.model_dump(exclude={"name"})
     tensors = list(parameters)
-    foreach = any(tensor.is_cuda for tensor in tensors)  # what torch would find out anew at every step
-    return _OPTIMIZERS[options.name](tensors, **settings, foreach=foreach)
+    settings["foreach"] = any(tensor.is_cuda for tensor in tensors)  # what torch would find out anew at every step
+    return _OPTIMIZERS[options.name](tensors, **settings)
 
 
 class Constant(Strict):

@@ -38,7 +38,7 @@ class _Spot:
         """The value under a key or index; pydantic's locations have keys such as 1.5 and null as text."""
         if name in self.inside:
             return self.inside[name]
-        return next((spot for key, spot in self.inside.items() if not isinstance(key, str) and str(key) == name), None)
+        return next((spot for key, spot in self.inside.items() if str(key) == name), None)
 
 
 @dataclass(frozen=True)
@@ -395,7 +395,7 @@ class _Schemas:
             self._refs.update({one["ref"]: one for one in schema.get("definitions", ())})
             if schema["type"] == "definition-ref":
                 schema = self._refs.get(schema["schema_ref"])
-            elif inner := schema.get("schema") or schema.get("lax_schema") or schema.get("python_schema"):
+            elif inner := schema.get("schema") or schema.get("json_schema"):  # the latter for Sequence[...]
                 schema = inner
             else:
                 return schema
@@ -411,7 +411,7 @@ class _Schemas:
                 return self._core(schema["items_schema"][min(name, len(schema["items_schema"]) - 1)])
             case "dict":
                 return self._core(schema.get("values_schema"))
-            case "list" | "set" | "frozenset":
+            case "list" | "set" | "frozenset" | "deque":
                 return self._core(schema.get("items_schema"))
         return self._core(_fields(schema).get(name))
 
@@ -421,18 +421,17 @@ class _Schemas:
         for choice in choices:
             given, name = choice if isinstance(choice, tuple) else (choice, None)
             schema = self._refs[given["schema_ref"]] if "schema_ref" in given else given
-            name = name or (schema["cls"].__name__ if schema["type"] in {"model", "dataclass"} else schema["type"])
+            name = name or (schema["cls"].__name__ if schema["type"] == "model" else schema["type"])
             if label == name or label.startswith(f"{name}["):
                 fits.append(schema)
         return self._core(fits[0]) if len(fits) == 1 else {}
 
 
 def _fields(schema: _Schema) -> dict[Hashable, _Schema]:
-    """The fields of a model, dataclass or typed dict, by the key that a file has for them."""
-    fields = schema.get("fields", {})
-    named = fields if isinstance(fields, Mapping) else {one["name"]: one for one in fields}
+    """The fields of a model or typed dict, by the key that a file has for them."""
+    fields = schema.get("fields")
     result: dict[Hashable, _Schema] = {}
-    for name, one in named.items():
+    for name, one in fields.items() if isinstance(fields, Mapping) else ():
         alias = one.get("validation_alias", name)
         while isinstance(alias, list):  # AliasChoices, AliasPath
             alias = alias[0]
@@ -454,7 +453,7 @@ _MESSAGES: Mapping[str, tuple[str, str]] = {  # pydantic's error type without "_
     "string_too_long": ("{got} is longer than {max_length} characters", ""),
     "string_pattern_mismatch": ("{got} does not match the pattern {pattern}", ""),
     **dict.fromkeys(["list", "tuple", "set", "frozen_set"], _LIST),
-    **dict.fromkeys(["dict", "model", "model_attributes", "dataclass"], _MAPPING),
+    **dict.fromkeys(["dict", "model", "model_attributes"], _MAPPING),
     "too_short": ("{got} of {actual_length} is too short", "give at least {min_length}"),
     "too_long": ("{got} of {actual_length} is too long", "give at most {max_length}"),
     "greater_than": ("{got} is not greater than {gt}", ""),

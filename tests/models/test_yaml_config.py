@@ -1,6 +1,8 @@
 """A configuration file is read as its author meant it, and all its problems are reported together, each at its place."""
 
 import tempfile
+from collections import deque
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -24,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict  # typing's own is not enough for pydantic before Python 3.12
 
 from ich_models import yaml_config
 from ich_models.errors import ConfigurationError, Problem
@@ -346,11 +349,6 @@ training:
     ]
 
 
-@dataclass(config=ConfigDict(extra="forbid"))
-class Size:
-    width: int = 1
-
-
 class Colour(Enum):
     RED = "red"
     BLUE = "blue"
@@ -377,7 +375,6 @@ class Colour(Enum):
         (tuple[int, int], "7", "7 is not a list", "write [a, b], or one item per line after '- '"),
         (set[int], "7", "7 is not a list", "write [a, b], or one item per line after '- '"),
         (frozenset[int], "7", "7 is not a list", "write [a, b], or one item per line after '- '"),
-        (Size, "7", "7 is not a mapping", "write 'key: value' lines, indented below the key"),
         (dict[str, int], "[7]", "a list is not a mapping", "write 'key: value' lines, indented below the key"),
         (Stage, "small", "'small' is not a mapping", "write 'key: value' lines, indented below the key"),
         (Strategy, "fedavg", "'fedavg' is not a mapping", "write 'key: value' lines, indented below the key"),
@@ -452,15 +449,31 @@ class Tree(Strict):
         (dict[int, list[Stage]], "{3: [{}, {epoch: 1}]}"),
         (Stage | int, "{epoch: 1}"),
         (list[Stage | str], "[a, {epoch: 1}]"),
+        (set[Stage], "[{epoch: 1}]"),
+        (frozenset[Stage], "[{epoch: 1}]"),
+        (deque[Stage], "[{epoch: 1}]"),
+        (Sequence[Stage], "[{epoch: 1}]"),
+        (Mapping[str, Stage], "{a: {epoch: 1}}"),
     ],
 )
 def test_the_known_keys_are_those_of_the_model_at_that_place(kind: Any, text: str) -> None:
     assert hints(f"v: {text}", kind) == ["did you mean 'epochs'? (known keys: epochs, batch)"]
 
 
-def test_the_known_keys_of_a_dataclass() -> None:
-    assert hints("v: {widht: 1}", Size) == ["did you mean 'width'? (known keys: width)"]
-    assert hints("v: {widht: 1}", Size | int) == ["did you mean 'width'? (known keys: width)"]
+def test_places_inside_a_dataclass_and_a_typed_dict() -> None:
+    @dataclass
+    class Size:
+        width: int
+        stage: Stage | None = None
+
+    class Named(TypedDict):
+        stage: Stage
+
+    assert where("v: {width: x, stage: {batch: x}}", with_v(Size)) == [
+        "f.yaml:1:12: v.width",
+        "f.yaml:1:30: v.stage.batch",
+    ]
+    assert hints("v: {stage: {epoch: 1}}", Named) == ["did you mean 'epochs'? (known keys: epochs, batch)"]
 
 
 def test_the_known_keys_of_the_alternative_in_use() -> None:
@@ -472,6 +485,7 @@ def test_the_known_keys_of_the_alternative_in_use() -> None:
 
 def test_the_known_keys_of_a_model_that_holds_itself() -> None:
     assert hints("v: {inner: [{inner: [{leav: 1}]}]}", Tree) == ["did you mean 'leaf'? (known keys: leaf, inner)"]
+    assert hints("v: {leav: 1}", int | Tree) == ["did you mean 'leaf'? (known keys: leaf, inner)"]
 
 
 def test_known_keys_are_named_as_in_the_file() -> None:
@@ -506,6 +520,8 @@ def test_a_missing_discriminator_lists_what_it_may_be() -> None:
 def test_a_validator_may_check_another_form_than_the_declared_one() -> None:
     kind = Annotated[tuple[int, int], BeforeValidator(Stage.model_validate)]
     assert where("v: {batch: x}", with_v(kind)) == ["f.yaml:1:12: v.batch"]
+    hidden = Annotated[Any, AfterValidator(TypeAdapter(int | list[Training]).validate_python)]
+    assert where("v: [{}]", with_v(hidden)) == ["f.yaml:1:4: v", "f.yaml:1:5: v.0.rounds"]
     nothing = Annotated[tuple[()], BeforeValidator(TypeAdapter(list[int]).validate_python)]
     assert where("v: [x]", with_v(nothing)) == ["f.yaml:1:5: v.0"]
 
@@ -564,6 +580,12 @@ def test_a_value_that_fits_no_alternative_is_one_problem() -> None:
         "f.yaml:1:4: v",
         "write [a, b], or one item per line after '- '",
     )
+
+
+def test_the_hints_of_several_alternatives() -> None:
+    assert hints("v: 1", list[int] | dict[str, int]) == [
+        "write [a, b], or one item per line after '- '; write 'key: value' lines, indented below the key"
+    ]
 
 
 def test_the_alternative_that_came_furthest_speaks() -> None:
@@ -683,12 +705,11 @@ def test_the_first_of_two_equal_keys_is_checked() -> None:
     assert where("v: x\nv: 1", with_v(int)) == ["f.yaml:1:4: v", "f.yaml:2:1: v"]
 
 
-@pytest.mark.parametrize("text", ["{a: b}", "[a]"])
-def test_a_key_must_be_one_value(text: str) -> None:
-    (only,) = problems(f"v:\n  ? {text}\n  : 1")
-    assert only.where == "f.yaml:2:5: v"
-    assert only.message.endswith("cannot be a key")
-    assert only.hint == "put quotes around it if it is meant as text"
+@pytest.mark.parametrize(("text", "kind"), [("{a: b}", "a mapping"), ("[a]", "a list")])
+def test_a_key_must_be_one_value(text: str, kind: str) -> None:
+    assert problem(f"v:\n  ? {text}\n  : 1") == Problem(
+        f"{kind} cannot be a key", "f.yaml:2:5: v", "put quotes around it if it is meant as text"
+    )
 
 
 def test_a_forgotten_quote_around_braces_is_one_problem() -> None:
@@ -762,7 +783,11 @@ def test_a_value_that_contains_itself() -> None:
 def test_the_number_of_values_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(yaml_config, "_MAX_VALUES", 6)
     assert read_v("v: [1, 2, 3]") == [1, 2, 3]  # two mappings or lists, a key, three numbers
-    assert where("v: [1, 2, 3, 4]") == ["f.yaml:1:14: v.3"]
+    assert problem("v: [1, 2, 3, 4]") == Problem(
+        "the file holds more than 6 values, each alias counted in full",
+        "f.yaml:1:14: v.3",
+        "use fewer aliases, or check that this is the right file",
+    )
 
 
 def test_an_alias_bomb_is_refused() -> None:
@@ -772,12 +797,13 @@ def test_an_alias_bomb_is_refused() -> None:
     assert only.message == "the file holds more than 100000 values, each alias counted in full"
 
 
-def test_nesting_has_a_limit_by_aliases_too() -> None:
+def test_nesting_has_a_limit() -> None:
     assert read_v("v: " + "[" * 48 + "1" + "]" * 48)  # with the mapping and the number, 50 levels
-    assert problem("v: " + "[" * 49 + "1" + "]" * 49).message == "this value is nested too deeply"
-    lines = ["a0: &a0 []", *(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 60))]
-    assert problem("\n".join(lines)).message == "this value is nested too deeply"
-    assert problem("v: " + "[" * 5000).message == "the file is nested too deeply"
+    only = problem("v: " + "[" * 49 + "1" + "]" * 49)
+    assert (only.message, only.hint) == ("this value is nested too deeply", "nest at most 50 levels")
+    by_aliases = ["a0: &a0 []", *(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 60))]
+    assert problem("\n".join(by_aliases)).message == "this value is nested too deeply"
+    assert problem("v: " + "[" * 5000) == Problem("the file is nested too deeply", "f.yaml", "nest at most 50 levels")
 
 
 def test_what_was_found_before_the_reading_stopped_is_reported() -> None:
