@@ -16,6 +16,7 @@ HOSPITALS: Final = 49
 NETWORKS: Final[Mapping[str, Mapping[str, Any]]] = {
     "logistic": {"name": "logistic"},
     "mlp": {"name": "mlp", "hidden": [64, 64]},
+    "float64 mlp": {"name": "mlp", "hidden": [64, 64], "dtype": "float64"},  # are the differences but rounding?
 }
 _LOHO: Final = {"leave_one_hospital_out": True, "threshold": 0.5, "small_cells": 0}
 _ONE: Final = {"leave_one_hospital_out": False, "test": 0.01, "threshold": 0.5, "small_cells": 0}
@@ -31,7 +32,7 @@ def _measure(case: Case, folder: Path, name: str, network: Mapping[str, Any], ro
     def study(what: str, evaluation: Mapping[str, Any], rounds: int, **more: Any) -> Source:
         training = {"stages": [{**STAGE, "rounds": rounds}], **more}
         changes = {"network": network, "training": training, "evaluation": evaluation}
-        return case.study(f"{what}-{name}", HOSPITALS, changes)
+        return case.study(f"{what}-{name.replace(' ', '-')}", HOSPITALS, changes)
 
     one = study("one", _ONE, 4)
 

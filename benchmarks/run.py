@@ -25,6 +25,7 @@ import folds
 import overhead
 import typer
 import whole
+from engines import DIRECT, SERIALISED
 from rich.console import Console
 from rich.table import Table
 
@@ -58,7 +59,7 @@ def main(
         loads = [os.getloadavg()]
         parts: dict[str, Callable[[], Any]] = {
             "rounds": lambda: overhead.measure(case, folder, repeats=repeats, flower=flower),
-            "messages": lambda: overhead.measure_messages(case, folder, repeats=repeats),
+            "messages": lambda: overhead.measure_messages(case, folder, repeats=repeats, flower=flower),
             "folds": lambda: folds.measure(case, folder, rounds=fold_rounds),
             "whole study": lambda: whole.measure(case, folder),
         }
@@ -91,30 +92,29 @@ def _plain(value: object) -> Any:
 def _rows(found: dict[str, Any]) -> Iterator[Row]:
     """The table's lines: medians with quartiles."""
     for engine, one in found["rounds"].items():
-        target = {"in process, direct": "<= 1.25"}.get(engine, "")
+        yield f"round over bare loop, {engine}", _clocks(one["over bare"]), "<= 1.25" if engine == DIRECT else ""
         yield (
-            f"round over bare loop: {engine}",
-            f"{one['over bare']['cpu']} cpu, {one['over bare']['wall']} wall",
-            target,
+            "    largest difference of weights from the bare loop's",
+            f"{one['largest difference of weights']:.1e}",
+            "",
         )
-        yield "  largest difference of weights", f"{one['largest difference of weights']:.1e}", ""
-        for rival in (key for key in one if key.startswith("over in process")):
-            yield f"  {engine} {rival}", f"{one[rival]:.3g} wall", ">= 10" if "direct" in rival else ""
-        yield "  seconds per round, and to start", f"{one['round seconds']}, {one['start seconds']}", ""
+        yield "    seconds per round", str(one["round seconds"]), ""
+        yield "    seconds before round 1", str(one["start seconds"]), ""
+        if "rounds over direct" in one:
+            yield "    over in process, direct", f"{one['rounds over direct']:.3g}", ">= 10"
+            yield "    9 rounds with start over in process, direct", f"{one['9 rounds with start over direct']:.3g}", ""
     for engine, one in found["messages"].items():
-        target = "<= 1" if engine == "in process, direct" else "<= 2"
-        yield f"ms per message: {engine}", f"{one['cpu']} cpu, {one['wall']} wall", target
+        yield f"ms per message, {engine}", _clocks(one), {DIRECT: "<= 1", SERIALISED: "<= 2"}.get(engine, "")
     for network, one in found["folds"].items():
-        for how, target in (("in one pass", "<= 8"), ("one after another", "")):
-            times = one[how]
-            yield (
-                f"{one['models']} {network} models over one: {how}",
-                f"{times['cpu']} cpu, {times['wall']} wall",
-                target,
-            )
-        yield "  largest difference of weights", f"{one['largest difference of weights']:.1e}", "<= 1e-6"
+        yield f"{one['models']} {network} models over one, in one pass", _clocks(one["in one pass"]), "<= 8"
+        yield "    one after another", _clocks(one["one after another"]), ""
+        yield "    largest difference of weights", f"{one['largest difference of weights']:.1e}", "<= 1e-6"
     for phase, seconds in found["whole study"].items():
         yield f"whole study, {phase}", f"{seconds:.2f} s", ""
+
+
+def _clocks(figures: dict[str, clock.Spread]) -> str:
+    return ", ".join(f"{name} {figure}" for name, figure in sorted(figures.items()))
 
 
 if __name__ == "__main__":

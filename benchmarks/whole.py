@@ -6,7 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from data import Case
-from engines import PARTITION, plan_of
+from engines import plan_of
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
@@ -14,7 +14,7 @@ from ich_client.site import Site
 from ich_deploy import source
 from ich_deploy.arms import compare
 from ich_deploy.grid import InProcessGrid
-from ich_deploy.simulate import client_app
+from ich_deploy.simulate import PARTITION, client_app
 from ich_models.protocol import EVALUATE, THRESHOLD, TRAIN
 from ich_server import results
 from ich_server.report.page import write_report

@@ -190,3 +190,21 @@ def test_a_predictor_from_the_future_is_refused_by_name(tmp_path: Path) -> None:
         load_federation(path)
     assert len(caught.value.problems) == 1
     assert re.search(r"federation\.yaml:\d+:\d+: modalities\.table\.predictors", caught.value.problems[0].where)
+
+
+def test_the_readme_shows_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
+    """Its refusal is the one that is printed, and its LOHO table has the demo's figures."""
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/demo")
+    tables.write(folder)
+    readme = " ".join((repository / "README.md").read_text().split())
+    origin = source.locate(folder / "federation.yaml", folder / "data", None)
+    found = simulate(origin, tmp_path / "out", [42], Options(), Watch())
+    for name, figures in found.arms["loho"].hospitals.items():
+        auroc, slope = figures.auroc, figures.calibration_slope
+        shown = f"{auroc.value:.3f} ({auroc.low:.3f}-{auroc.high:.3f}) {slope.value:.2f}"
+        assert f"{name} {figures.n} {figures.events} {shown}" in readme
+    path = edited(folder, ("anticoagulation]", "anticoagulation, hospital_stay]"))
+    with pytest.raises(ConfigurationError) as caught:
+        load_federation(path)
+    assert " ".join(str(caught.value).split()) in readme
