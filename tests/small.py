@@ -44,7 +44,12 @@ def federation(
             },
             "modalities": {
                 "table": {
-                    "variables": {"a": number, "b": number, "c": number, "mrs": {"type": "integer", "known_at": "90 days"}},
+                    "variables": {
+                        "a": number,
+                        "b": number,
+                        "c": number,
+                        "mrs": {"type": "integer", "known_at": "90 days"},
+                    },
                     "predictors": ["a", "b", "c"],
                     **(table or {}),
                 }

@@ -48,7 +48,9 @@ def build_app(site_of: SiteOf) -> ClientApp:
 
     @app.query()
     def statistics(message: Message, context: Context) -> Message:
-        return _answer(message, context, site_of, StatisticsTask, lambda site, task, _: (work.statistics(site, task), {}))
+        return _answer(
+            message, context, site_of, StatisticsTask, lambda site, task, _: (work.statistics(site, task), {})
+        )
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

@@ -19,7 +19,9 @@ class Site:
 
     def __init__(self, plan: Plan, hospital: Hospital, folder: Path) -> None:
         """`folder`: where state between rounds is kept, one folder per federation, seed and hospital below it."""
-        torch.set_num_threads(hospital.limits.threads)  # sums in a fixed order, and no more cores than the hospital gives
+        torch.set_num_threads(
+            hospital.limits.threads
+        )  # sums in a fixed order, and no more cores than the hospital gives
         self.plan = plan
         self.hospital = hospital
         self.state = State(folder / plan.hash[:16] / f"seed-{plan.seed}" / hospital.name)

@@ -251,9 +251,7 @@ def evaluate(site: Site, task: EvaluateTask, rows: Rows) -> tuple[EvaluateReply,
     for question in task.questions:
         indices = [task.folds.index(name) for name in question.folds]
         tested, probabilities = predictions(site, question.folds, select(rows, indices))
-        limits = np.concatenate(
-            [np.full(len(r), limit) for r, limit in zip(tested, question.thresholds, strict=True)]
-        )
+        limits = np.concatenate([np.full(len(r), limit) for r, limit in zip(tested, question.thresholds, strict=True)])
         labels = site.hospital.patients.labels[np.concatenate(tested)]
         found = measure(labels, np.concatenate(probabilities), limits, seed=site.plan.seed)
         answers.append(Answer.of(question.arm, found))

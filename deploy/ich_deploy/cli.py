@@ -33,13 +33,16 @@ def simulation(
     hospitals: Annotated[
         Path | None, typer.Option(help="folder of hospital files; by default hospitals/ beside the federation file")
     ] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="in place of training.seeds; may be given several times")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="in place of training.seeds; may be given several times")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the study in OUT where it stopped")] = False,
     engine: Annotated[
         Engine, typer.Option(help="in-process, or Flower's own simulation engine on Ray (extra [ray])")
     ] = "in-process",
     serialise: Annotated[
-        bool, typer.Option("--serialise", envvar="ICH_SERIALISE", help="put every message on the wire, as in a deployment")
+        bool,
+        typer.Option("--serialise", envvar="ICH_SERIALISE", help="put every message on the wire, as in a deployment"),
     ] = False,
 ) -> None:
     """Run a federated study with several hospitals on this machine, and write its results and report."""
@@ -52,7 +55,9 @@ def simulation(
     study = document.value
     patients = sum(len(hospital.patients) for hospital in loaded)
     screen = Console(highlight=False)
-    screen.print(f"study      {study.name}: {len(loaded)} hospitals, {patients:,} patients, {study.network.name}", markup=False)
+    screen.print(
+        f"study      {study.name}: {len(loaded)} hospitals, {patients:,} patients, {study.network.name}", markup=False
+    )
     bar, watch = _progress(len(seeds) * study.training.rounds)
     with bar:
         found = simulate(origin, out, seeds, Options(engine, serialise, resume), watch)

@@ -90,7 +90,9 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Run the app for each message asked for and return the replies."""
-        return [self._execute(self._waiting.pop(identifier)) for identifier in message_ids if identifier in self._waiting]
+        return [
+            self._execute(self._waiting.pop(identifier)) for identifier in message_ids if identifier in self._waiting
+        ]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push and pull at once; `timeout` does not apply, since nothing is waited for."""

@@ -126,7 +126,9 @@ def _arms(
         path,
         {
             arm: {
-                "hospitals": {name: Answer.of(arm, evaluation).model_dump() for name, evaluation in whole.hospitals.items()},
+                "hospitals": {
+                    name: Answer.of(arm, evaluation).model_dump() for name, evaluation in whole.hospitals.items()
+                },
                 "pooled": Answer.of(arm, whole.pooled).model_dump(),
             }
             for arm, whole in found.items()

@@ -1,9 +1,9 @@
 """The Flower ServerApp: a study on whatever grid Flower gives, settings from the run's configuration.
 
-    federation = "federation.yaml"   path at the server
-    out = "runs/study"               folder for checkpoints and final weights, one below it per seed
-    hospitals = 4                    how many must have connected before the study begins
-    resume = false
+federation = "federation.yaml"   path at the server
+out = "runs/study"               folder for checkpoints and final weights, one below it per seed
+hospitals = 4                    how many must have connected before the study begins
+resume = false
 """
 
 import logging

@@ -241,7 +241,9 @@ def write_csv(results: Results, folder: Path) -> None:
         for hospital, measured in rows:
             for name in METRICS:
                 figure: Figure = getattr(measured, name)
-                table.writerow((arm, hospital, measured.n, measured.events, name, figure.value, figure.low, figure.high))
+                table.writerow(
+                    (arm, hospital, measured.n, measured.events, name, figure.value, figure.low, figure.high)
+                )
     write_atomic(folder / "results.csv", lines.getvalue().encode())
 
 

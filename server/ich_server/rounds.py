@@ -55,9 +55,7 @@ def exchange(
         yield request, _await(grid, message_id, end)
 
 
-def _message(
-    request: Request, nodes: Mapping[str, int], message_type: str, deadline: float, group: str
-) -> Message:
+def _message(request: Request, nodes: Mapping[str, int], message_type: str, deadline: float, group: str) -> Message:
     return Message(request.record, nodes[request.hospital], message_type, ttl=deadline, group_id=group)
 
 

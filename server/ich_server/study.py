@@ -327,7 +327,9 @@ class _Study:
     def _thresholds(self, quarantined: list[Quarantine]) -> tuple[dict[str, float], WeightedMeans]:
         """Per fold the patient-weighted mean of the training hospitals' own thresholds, and their validation losses."""
         chosen, validation = WeightedMeans(), WeightedMeans()
-        requests = self._to_learners(lambda folds: ThresholdTask(federation=self.plan.hash, seed=self.plan.seed, folds=folds))
+        requests = self._to_learners(
+            lambda folds: ThresholdTask(federation=self.plan.hash, seed=self.plan.seed, folds=folds)
+        )
         for request, reply in self._exchange(requests, THRESHOLD, "thresholds"):
             answer = read(reply, ThresholdReply, request.hospital)
             if not isinstance(answer, Failure) and {len(answer[0].thresholds), len(answer[0].validation_losses)} != {

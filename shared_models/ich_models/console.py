@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ich_models.errors import IchError, Problem, RunError
 
-typer.core.HAS_RICH = False  # type: ignore[misc]  # plain help texts: with rich, typer 0.20 prints "\[required]" in them
+typer.core.HAS_RICH = False  # plain help texts: with rich, typer 0.20 prints "\[required]" in them
 
 
 def application(help_text: str) -> typer.Typer:
@@ -48,4 +48,3 @@ def warn(problems: tuple[Problem, ...]) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for problem in problems:
         console.print(f"warning: {problem}", markup=False)
-

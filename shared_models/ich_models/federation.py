@@ -272,16 +272,12 @@ def load_federation(path: Path) -> Document[Federation]:
                     "keep each variable in one place",
                 )
             )
-        merged = table.model_copy(
-            update={"dictionary": None, "variables": {**dictionary.variables, **table.variables}}
-        )
+        merged = table.model_copy(update={"dictionary": None, "variables": {**dictionary.variables, **table.variables}})
         federation = federation.model_copy(
             update={"modalities": federation.modalities.model_copy(update={"table": merged})}
         )
         document = document.replace(federation)
-    problems = [
-        Problem(message, document.where(*loc), hint) for loc, message, hint in _contradictions(federation)
-    ]
+    problems = [Problem(message, document.where(*loc), hint) for loc, message, hint in _contradictions(federation)]
     if problems:
         raise ConfigurationError(problems)
     return document

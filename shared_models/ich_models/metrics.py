@@ -70,7 +70,12 @@ _UNKNOWN: Final = Estimate(None, None, None)
 
 
 def evaluate(
-    labels: npt.ArrayLike, probabilities: npt.ArrayLike, threshold: npt.ArrayLike, *, seed: int = 0, resamples: int = 1000
+    labels: npt.ArrayLike,
+    probabilities: npt.ArrayLike,
+    threshold: npt.ArrayLike,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
 ) -> Evaluation:
     """Evaluate a model on `labels` and `probabilities`, both of shape (patients,); positive = probability >= threshold.
 

@@ -71,9 +71,7 @@ class PartStatistics(Strict):
 
     def moments(self) -> Moments:
         """To arrays."""
-        return Moments(
-            self.patients, self.events, np.array(self.count), np.array(self.mean), np.array(self.m2)
-        )
+        return Moments(self.patients, self.events, np.array(self.count), np.array(self.mean), np.array(self.m2))
 
 
 class StatisticsReply(Strict):

@@ -68,7 +68,7 @@ class Stack:
             output = functional_call(self.network, {**parameters, **buffers}, (batch,), tie_weights=False)
             return binary_cross_entropy_with_logits(output.logits, batch.label)
 
-        return vmap(one, randomness="same")(self.parameters, self.buffers)  # type: ignore[no-any-return]
+        return vmap(one, randomness="same")(self.parameters, self.buffers)
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> torch.Tensor:
@@ -82,6 +82,6 @@ class Stack:
             def one(parameters: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]) -> torch.Tensor:
                 return functional_call(self.network, {**parameters, **buffers}, (batch,), tie_weights=False).logits  # type: ignore[no-any-return]
 
-            return vmap(one)(self.parameters, self.buffers)  # type: ignore[no-any-return]
+            return vmap(one)(self.parameters, self.buffers)
         finally:
             self.network.train(training)

@@ -73,7 +73,9 @@ def write_study(folder: Path, settings: Mapping[str, Any] = FEDERATION) -> Path:
             gcs, age = int(generator.integers(3, 16)), float(np.clip(generator.normal(68, 12), 18, 110).round(1))
             poor = generator.random() < 1 / (1 + np.exp(-((age - 68) / 12 - (gcs - 10) / 2)))
             mrs = int(generator.integers(3, 7) if poor else generator.integers(0, 3))
-            rows.append((patient, "" if generator.random() < 0.1 else age, gcs, ("left", "right", "")[patient % 3], mrs))
+            rows.append(
+                (patient, "" if generator.random() < 0.1 else age, gcs, ("left", "right", "")[patient % 3], mrs)
+            )
         with (folder / "data" / f"{name}.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("id", "age", "gcs", "side", "mrs"), *rows])
         columns = {column: {} for column in ("age", "gcs", "side", "mrs")}
@@ -99,7 +101,12 @@ def simulate(federation: Path, out: Path, *options: str, code: int = 0) -> subpr
 
 def numbers(out: Path) -> dict[str, bytes]:
     """Every file that must be the same for the same seed: results, report and final weights."""
-    names = ["results.json", "results.csv", "report.html", *sorted(str(p.relative_to(out)) for p in out.rglob("study.*"))]
+    names = [
+        "results.json",
+        "results.csv",
+        "report.html",
+        *sorted(str(p.relative_to(out)) for p in out.rglob("study.*")),
+    ]
     assert len(names) == 5
     return {name: (out / name).read_bytes() for name in names}
 

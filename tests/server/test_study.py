@@ -155,7 +155,9 @@ def test_the_held_out_hospital_is_asked_once_and_never_trains_its_fold(tmp_path:
     def listening(client: ClientApp) -> ClientApp:
         def call(message: Message, context: Context) -> Message:
             task = json.loads(str(message.content.config_records["message"]["json"]))
-            asked.extend((message.metadata.dst_node_id, message.metadata.message_type, fold) for fold in task.get("folds", []))
+            asked.extend(
+                (message.metadata.dst_node_id, message.metadata.message_type, fold) for fold in task.get("folds", [])
+            )
             return client(message, context)
 
         return call  # type: ignore[return-value]  # the grid only ever calls it
@@ -181,7 +183,9 @@ def poisoned(node: int, spoil: Spoil) -> Callable[[ClientApp], ClientApp]:
             if message.metadata.message_type != TRAIN or message.metadata.dst_node_id != node:
                 return reply
             answer, rows = from_record(reply.content, TrainReply)
-            return Message(to_record(*spoil(answer, {name: block.copy() for name, block in rows.items()})), reply_to=message)
+            return Message(
+                to_record(*spoil(answer, {name: block.copy() for name, block in rows.items()})), reply_to=message
+            )
 
         return call  # type: ignore[return-value]
 
@@ -230,7 +234,9 @@ def too_few_losses(answer: TrainReply, rows: Rows) -> tuple[TrainReply, Rows]:
     ],
 )
 def test_a_bad_update_is_named_and_the_round_goes_on_without_it(spoil: Spoil, reason: str, tmp_path: Path) -> None:
-    settings = small.federation(checks={"update_norm": 100.0}, evaluation={"leave_one_hospital_out": False, "test": 0.2})
+    settings = small.federation(
+        checks={"update_norm": 100.0}, evaluation={"leave_one_hospital_out": False, "test": 0.2}
+    )
     members = small.hospitals()
     reports: list[RoundReport] = []
     found = small.study(settings, members, tmp_path, around=poisoned(3, spoil), watch=reports.append)
@@ -293,7 +299,9 @@ def test_two_hospitals_with_one_name_are_refused(tmp_path: Path) -> None:
     at_work = small.sites(plan, members, tmp_path)
     at_work["south"].hospital = replace(at_work["south"].hospital, name="east")
     with pytest.raises(RunError, match="two hospitals call themselves 'east'"):
-        small.run_study(small.grid(small.app(at_work), 3), plan, tmp_path, hospitals=3, resume=False, watch=lambda report: None)
+        small.run_study(
+            small.grid(small.app(at_work), 3), plan, tmp_path, hospitals=3, resume=False, watch=lambda report: None
+        )
 
 
 # --- the same numbers whichever way ------------------------------------------------------------------------------------
@@ -360,7 +368,9 @@ def test_folds_in_one_message_or_in_many_give_the_same_numbers(tmp_path: Path) -
     assert np.abs(together.rows["weights"]).max() > 0.1
 
 
-def test_round_one_is_computed_once_where_the_folds_begin_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_round_one_is_computed_once_where_the_folds_begin_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without fold-specific scaling and bias every fold begins with the same numbers."""
     copies: list[int] = []
 
@@ -371,7 +381,17 @@ def test_round_one_is_computed_once_where_the_folds_begin_alike(tmp_path: Path, 
     monkeypatch.setattr("ich_client.work.fit", counting)
     settings = small.federation(table={"scaling": "hospital"}, network={"name": "logistic", "bias": "zero"})
     shared = small.study(settings, small.hospitals(), tmp_path)
-    assert copies == [1, 1, 1, 3, 3, 3, 3, 3, 3]  # three folds train at each hospital: all, and two that hold out another
+    assert copies == [
+        1,
+        1,
+        1,
+        3,
+        3,
+        3,
+        3,
+        3,
+        3,
+    ]  # three folds train at each hospital: all, and two that hold out another
     assert len({row.tobytes() for row in shared.rows["weights"]}) == 4
 
 
@@ -417,7 +437,9 @@ def test_the_best_round_is_the_one_with_the_lowest_validation_loss(tmp_path: Pat
 
 
 def sum_log_odds(plan: small.Plan, members: list[Hospital], folder: Path) -> float:
-    labels = [site.hospital.patients.labels[site.split(0).train] for site in small.sites(plan, members, folder).values()]
+    labels = [
+        site.hospital.patients.labels[site.split(0).train] for site in small.sites(plan, members, folder).values()
+    ]
     events, patients = sum(map(np.sum, labels)), sum(map(len, labels))
     return float(np.log((events + 0.5) / (patients - events + 0.5)))
 
