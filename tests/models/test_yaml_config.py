@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict  # typing's own is not enough for pydantic before Python 3.12
 
-from ich_models import yaml_config
+from ich_models import yaml_tree
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.yaml_config import load, suggest
 
@@ -781,7 +781,7 @@ def test_a_value_that_contains_itself() -> None:
 
 
 def test_the_number_of_values_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yaml_config, "_MAX_VALUES", 6)
+    monkeypatch.setattr(yaml_tree, "_MAX_VALUES", 6)
     assert read_v("v: [1, 2, 3]") == [1, 2, 3]  # two mappings or lists, a key, three numbers
     assert problem("v: [1, 2, 3, 4]") == Problem(
         "the file holds more than 6 values, each alias counted in full",
