@@ -14,7 +14,8 @@ import ich_client.cli
 import ich_server.cli
 from ich_client.hospital import HospitalConfig
 from ich_models.federation import load_federation
-from ich_models.yaml_config import _Loader, load
+from ich_models.yaml_config import load
+from ich_models.yaml_tree import _Loader
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TEXT = (DOCS / "configuration.md").read_text()

@@ -19,10 +19,10 @@ from pydantic import (
 
 from ich_client.cells import as_text, meaning
 from ich_models.errors import ConfigurationError, Problem
-from ich_models.strict import Strict
+from ich_models.strict import Name, Strict
 from ich_models.yaml_config import Document, load
 
-Name = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+Title = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
 
 def _text(value: object) -> object:
@@ -40,7 +40,7 @@ Texts = Annotated[list[Text], BeforeValidator(lambda value: value if isinstance(
 class Column(Strict):
     """A variable that stands in one column of the table."""
 
-    source: Annotated[Name | None, Field(alias="from")] = None
+    source: Annotated[Title | None, Field(alias="from")] = None
     """The column's name; the variable's own name if it is left out."""
     unit: str | None = None
     """The hospital's unit of a number; the study's unit if it is left out."""
@@ -71,13 +71,13 @@ class Column(Strict):
 class Interval(Strict):
     """A variable that is the time between two dates; the dates themselves stay in the table."""
 
-    until: Annotated[Name, Field(alias="date")]
+    until: Annotated[Title, Field(alias="date")]
     """Column of the later date."""
-    since: Name
+    since: Title
     """Column of the earlier date, or one ISO date for all patients."""
     format: str | None = None
     """How both columns write dates ('%d.%m.%Y'); ISO 8601 if it is left out."""
-    months: dict[Name, Annotated[int, Field(ge=1, le=12)]] = {}
+    months: dict[Title, Annotated[int, Field(ge=1, le=12)]] = {}
     """The names that %b or %B stands for, where they are not English."""
     missing: Texts = []
     """Values of either column that mean missing; an empty cell always does."""
@@ -167,24 +167,24 @@ ColumnMapping = Annotated[
 class TableFile(Strict):
     """A table of patients, one row each, and what its columns mean."""
 
-    file: Name
+    file: Title
     """CSV, XLSX or Parquet (by its ending; others are read as CSV), relative to the data folder."""
-    sheet: Name | None = None
+    sheet: Title | None = None
     """Sheet of a workbook; the first if it is left out."""
-    header: Annotated[list[Name], Field(min_length=1)] | None = None
+    header: Annotated[list[Title], Field(min_length=1)] | None = None
     """Names of the columns, for a file without a header line."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
     encoding: str = "utf-8"
     decimal: Literal[".", ","] = "."
-    patient: Name | None = None
+    patient: Title | None = None
     """Column that identifies the patient; the number of the row if it is left out."""
-    split_by: Name | None = None
+    split_by: Title | None = None
     """Column whose every value is a hospital of its own, named hospital-value."""
     min_patients: PositiveInt | None = None
     """Hospitals of `split_by` with fewer rows are left out."""
     missing: Texts = []
     """Values that mean missing in every column."""
-    columns: dict[Name, ColumnMapping]
+    columns: dict[Title, ColumnMapping]
     """The study's variable -> where the table holds it."""
 
     @property
@@ -223,7 +223,7 @@ class Limits(Strict):
 class HospitalConfig(Strict):
     """`hospital.yaml`, validated. The server never sees it."""
 
-    hospital: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    hospital: Name
     """The hospital's name; a prefix of the names where the table is split into several hospitals."""
     table: TableFile
     limits: Limits = Limits()

@@ -77,4 +77,8 @@ def _unsound(reply: StatisticsReply, plan: Plan, parts: Sequence[int]) -> Failur
         return Failure("another network or table than this federation's")
     if not all(0 < patients <= plan.federation.checks.patients and events <= patients for patients, events in counts):
         return Failure("patient counts that cannot be")
+    if not all(0 <= known <= p.patients for p in reply.parts.values() for known in p.count):
+        return Failure("more values than patients")
+    if not all(squares >= 0 for p in reply.parts.values() for squares in p.m2):
+        return Failure("negative sums of squares")
     return None

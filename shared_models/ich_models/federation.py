@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.networks.options import NetworkOptions
 from ich_models.recipes import Recipe, Stage
-from ich_models.strict import Strict
+from ich_models.strict import Name, Strict
 from ich_models.variables import Dictionary, Outcome, Table, Variable
 from ich_models.yaml_config import Document, load
 
@@ -214,15 +214,15 @@ class Checks(Strict):
 
     patients: PositiveInt = 1_000_000
     """More training patients than this are not believed."""
-    update_norm: PositiveFloat | None = None
-    """Largest L2 norm of an update (returned minus sent weights), per fold."""
+    update_norm: PositiveFloat = 1e6
+    """Largest L2 norm of an update (returned minus sent weights), per fold. The default stops only the absurd."""
 
 
 class Federation(Strict):
     """`federation.yaml`, validated."""
 
     schema_version: Annotated[Literal[1], Field(alias="schema")] = SCHEMA
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    name: Name
     description: str = ""
     task: Task
     modalities: Modalities

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from itertools import accumulate
 from typing import Annotated, Final, Self, TypeVar
 
 import numpy as np
@@ -13,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from ich_models.errors import Code
 from ich_models.metrics import METRICS, Estimate, Evaluation
 from ich_models.statistics import Moments
-from ich_models.strict import Strict
+from ich_models.strict import Name, Strict
 
 PROTOCOL: Final = 1
 """Raised whenever a message changes; both sides must have the same."""
@@ -77,7 +76,7 @@ class PartStatistics(Strict):
 class StatisticsReply(Strict):
     """Who this hospital is, and its sums per part asked for."""
 
-    hospital: str
+    hospital: Name
     schema_hash: str
     """Schema of the exchanged weights that this hospital built from the federation."""
     parts: dict[int, PartStatistics]
@@ -195,25 +194,28 @@ M = TypeVar("M", bound=Strict)
 def from_record(record: RecordDict, kind: type[M]) -> tuple[M, Rows]:
     """The message and its rows. Raises MalformedError unless the record is exactly such a message."""
     try:
-        config, arrays = record[_MESSAGE], record.get(_ARRAYS)  # not config_records: it copies
-        if not isinstance(config, ConfigRecord) or not isinstance(arrays, ArrayRecord | None):
-            raise TypeError("a record of another kind")
+        config = record.config_records[_MESSAGE]
         message = kind.model_validate_json(str(config[_JSON]))
         if _BLOCKS not in config:
             return message, {}
-        if arrays is None:
-            raise KeyError(_ARRAYS)
-        names, widths = config[_BLOCKS], config[_WIDTHS]
-        array = arrays[_ROWS].numpy()
-    except (KeyError, ValueError, TypeError) as error:
+        return message, _blocks(config[_BLOCKS], config[_WIDTHS], record.array_records[_ARRAYS][_ROWS].numpy())
+    except MalformedError:
+        raise
+    except Exception as error:  # bytes of a stranger: whatever a parser makes of them, it is not such a message
         raise MalformedError(_plainly(error)) from error
+
+
+def _blocks(names: object, widths: object, array: object) -> Rows:
+    """One array as named blocks of columns."""
     if not isinstance(names, list) or not isinstance(widths, list) or len(names) != len(widths):
         raise MalformedError("blocks and widths do not belong together")
-    sizes = [width for width in widths if isinstance(width, int) and width >= 0]
-    if array.ndim != 2 or array.dtype.kind != "f" or len(sizes) < len(widths) or array.shape[1] != sum(sizes):
-        raise MalformedError(f"an array of shape {array.shape} and dtype {array.dtype} for widths {widths}")
-    ends = accumulate(sizes)
-    return message, {str(name): array[:, end - size : end] for name, size, end in zip(names, sizes, ends, strict=True)}
+    if len(set(names)) != len(names) or not all(type(width) is int and width >= 0 for width in widths):
+        raise MalformedError(f"blocks {names} of widths {widths}")
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
+        raise MalformedError("not a two-dimensional array of floating-point numbers")
+    if array.shape[1] != sum(widths):
+        raise MalformedError(f"an array of shape {array.shape} for widths {widths}")
+    return dict(zip(map(str, names), np.split(array, np.cumsum(widths)[:-1], axis=1), strict=True))
 
 
 def is_refusal(record: RecordDict) -> Code | None:

@@ -28,7 +28,7 @@ def fault(
     expected_patients: Sequence[int],
     *,
     most_patients: int,
-    largest_norm: float | None,
+    largest_norm: float,
 ) -> Fault | None:
     """The first thing wrong with an update of F folds, or None.
 
@@ -44,12 +44,9 @@ def fault(
             return Fault.SHAPE
     if not all(np.isfinite(rows).all() for rows in returned.values()):
         return Fault.NOT_FINITE
-    if largest_norm is not None:
-        with np.errstate(over="ignore"):  # infinite is above any limit
-            norms = np.linalg.norm(returned["weights"].astype(np.float64) - sent, axis=1)
-        if norms.max() > largest_norm:
-            return Fault.NORM
-    return None
+    with np.errstate(over="ignore"):  # infinite is above any limit
+        norms = np.linalg.norm(returned["weights"].astype(np.float64) - sent, axis=1)
+    return Fault.NORM if norms.max() > largest_norm else None
 
 
 class WeightedMeans:

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import small
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Array, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ich_client import train as training
 from ich_client.tables import Hospital
 from ich_models.batch import Patients
 from ich_models.errors import RunError
-from ich_models.protocol import TRAIN, Rows, TrainReply, from_record, to_record
+from ich_models.protocol import TRAIN, Rows, StatisticsReply, TrainReply, from_record, to_record
 from ich_server.study import Quarantine, RoundReport, StudyResult
 
 ALL_STRATEGIES: list[dict[str, Any]] = [
@@ -477,3 +477,50 @@ def test_a_record_in_a_bottle() -> None:
     assert json.loads(str(record.config_records["message"]["json"])) == {"code": "DATA"}
     assert is_refusal(record) is Code.DATA
     assert is_refusal(RecordDict()) is None
+
+
+# --- strangers' bytes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda record: record["message"].update(json="{"),
+        lambda record: record["message"].update(json="[]"),
+        lambda record: record["message"].update(json='{"hospital": "east"}'),
+        lambda record: record["message"].update(widths=["four"]),
+        lambda record: record["message"].update(widths=[-1]),
+        lambda record: record["message"].update(widths=[4, 0], blocks=["weights", "weights"]),
+        lambda record: record["message"].update(blocks=[]),
+        lambda record: record.pop("message"),
+        lambda record: record.pop("arrays"),
+        lambda record: record["arrays"].update(
+            rows=Array("float32", (1, 4), "numpy.ndarray", b"PK\x03\x04 not an array")
+        ),
+        lambda record: record["arrays"].update(rows=Array("float32", (1, 4), "numpy.ndarray", b"")),
+        lambda record: record["arrays"].update(rows=Array(np.array([["text"]]))),
+        lambda record: record["arrays"].update(rows=Array(np.zeros(4))),
+    ],
+)
+def test_whatever_a_reply_holds_it_is_set_aside_and_the_study_goes_on(
+    spoil: Callable[[RecordDict], Any], tmp_path: Path
+) -> None:
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type == TRAIN and message.metadata.dst_node_id == 1:
+                spoil(reply.content)
+            return reply
+
+        return call  # type: ignore[return-value]
+
+    found = small.study(small.federation(stage={"rounds": 1}), small.hospitals(), tmp_path, around=around)
+    assert list(found.quarantined) == [Quarantine(1, "east", "malformed reply")]
+    assert set(found.answers) == {"east", "north", "south"}
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "East", "<script>", "x" * 65, "north\n"])
+def test_a_hospital_cannot_call_itself_just_anything(name: str) -> None:
+    answer = {"hospital": name, "schema_hash": "", "parts": {}}
+    with pytest.raises(ValueError, match="hospital"):
+        StatisticsReply.model_validate(answer)
