@@ -1,7 +1,8 @@
 """The round engine through the real ClientApp: exact arithmetic, quarantine, quorum, resume, held-out hospitals."""
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from flwr.clientapp import ClientApp
 
 from ich_client import train as training
 from ich_client.tables import Hospital
+from ich_deploy.grid import InProcessGrid
 from ich_models.batch import Patients
 from ich_models.errors import RunError
 from ich_models.protocol import TRAIN, Rows, StatisticsReply, TrainReply, from_record, to_record
-from ich_server.study import Quarantine, RoundReport, StudyResult
+from ich_server.study import Quarantine, RoundReport, StudyResult, run_study
 
 ALL_STRATEGIES: list[dict[str, Any]] = [
     {"name": "fedavg"},
@@ -524,3 +526,26 @@ def test_a_hospital_cannot_call_itself_just_anything(name: str) -> None:
     answer = {"hospital": name, "schema_hash": "", "parts": {}}
     with pytest.raises(ValueError, match="hospital"):
         StatisticsReply.model_validate(answer)
+
+
+def test_who_has_not_replied_by_the_deadline_is_passed_over(tmp_path: Path) -> None:
+    """One hospital takes the training task and is never heard of again; each round waits for it, and goes on."""
+
+    class SilentGrid(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            silent = [m for m in message_ids if is_training_of(self._waiting.get(m), node=2)]
+            return [] if silent else super().pull_messages(message_ids)
+
+    def is_training_of(message: Message | None, node: int) -> bool:
+        return message is not None and (message.metadata.dst_node_id, message.metadata.message_type) == (node, TRAIN)
+
+    settings = small.federation(quorum={"deadline": 0.5}, stage={"rounds": 2})
+    plan = small.Plan(settings, 42)
+    network = SilentGrid(
+        small.app(small.sites(plan, small.hospitals(), tmp_path)), {n + 1: {"partition-id": n} for n in range(3)}
+    )
+    begin = time.monotonic()
+    found = run_study(network, plan, tmp_path / "server", hospitals=3, resume=False, watch=lambda report: None)
+    assert time.monotonic() - begin >= 1.0
+    assert list(found.quarantined) == [Quarantine(n, "north", "no reply before the deadline") for n in (1, 2)]
+    assert set(found.answers) == {"east", "north", "south"}, "it is asked again for the evaluation"
