@@ -231,7 +231,12 @@ def test_ctrl_c_is_130(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("ich-server")
     with (
         subprocess.Popen(
-            [program, "check", fifo], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [program, "check", fifo],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # a test run in the background of a shell ignores Ctrl-C, and so would its children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as process,
         fifo.open("wb"),
     ):  # opens when the command does

@@ -60,9 +60,7 @@ def _share(rows: Indices, labels: NDArray[np.int64], share: float, seed: int) ->
     """The rows without and with a random share, each class in proportion where it has two patients or more."""
     _, counts = np.unique(labels, return_counts=True)
     stratify = labels if counts.min() > 1 else None
-    without, chosen = train_test_split(
-        np.arange(len(rows)), test_size=share, train_size=1 - share, random_state=seed, stratify=stratify
-    )
+    without, chosen = train_test_split(np.arange(len(rows)), test_size=share, random_state=seed, stratify=stratify)
     return rows[np.sort(without)], rows[np.sort(chosen)]
 
 

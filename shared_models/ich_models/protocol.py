@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import accumulate
 from typing import Annotated, Final, Self, TypeVar
 
 import numpy as np
@@ -194,11 +195,15 @@ M = TypeVar("M", bound=Strict)
 def from_record(record: RecordDict, kind: type[M]) -> tuple[M, Rows]:
     """The message and its rows. Raises MalformedError unless the record is exactly such a message."""
     try:
-        config = record.config_records[_MESSAGE]
+        config, arrays = record[_MESSAGE], record.get(_ARRAYS)  # flwr's config_records is a copy, made at each look
+        if not isinstance(config, ConfigRecord):
+            raise MalformedError("no message in it")
         message = kind.model_validate_json(str(config[_JSON]))
         if _BLOCKS not in config:
             return message, {}
-        return message, _blocks(config[_BLOCKS], config[_WIDTHS], record.array_records[_ARRAYS][_ROWS].numpy())
+        if not isinstance(arrays, ArrayRecord):
+            raise MalformedError("no array for the blocks")
+        return message, _blocks(config[_BLOCKS], config[_WIDTHS], arrays[_ROWS].numpy())
     except MalformedError:
         raise
     except Exception as error:  # bytes of a stranger: whatever a parser makes of them, it is not such a message
@@ -215,7 +220,8 @@ def _blocks(names: object, widths: object, array: object) -> Rows:
         raise MalformedError("not a two-dimensional array of floating-point numbers")
     if array.shape[1] != sum(widths):
         raise MalformedError(f"an array of shape {array.shape} for widths {widths}")
-    return dict(zip(map(str, names), np.split(array, np.cumsum(widths)[:-1], axis=1), strict=True))
+    parts = zip(names, widths, accumulate(widths), strict=True)
+    return {str(name): array[:, end - width : end] for name, width, end in parts}
 
 
 def is_refusal(record: RecordDict) -> Code | None:

@@ -549,3 +549,60 @@ def test_who_has_not_replied_by_the_deadline_is_passed_over(tmp_path: Path) -> N
     assert time.monotonic() - begin >= 1.0
     assert list(found.quarantined) == [Quarantine(n, "north", "no reply before the deadline") for n in (1, 2)]
     assert set(found.answers) == {"east", "north", "south"}, "it is asked again for the evaluation"
+
+
+def test_each_fold_is_judged_by_its_own_threshold(tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            if message.metadata.message_type == "evaluate.test":
+                asked.append(json.loads(str(message.content.config_records["message"]["json"])))
+            return client(message, context)
+
+        return call  # type: ignore[return-value]
+
+    found = small.study(small.federation(), small.hospitals(), tmp_path, around=around)
+    given = [task["questions"][0] for task in asked]
+    assert [q["folds"] for q in given] == [["without:east"], ["without:north"], ["without:south"]]
+    assert [q["thresholds"] for q in given] == [[found.thresholds[q["folds"][0]]] for q in given]
+    assert len(set(found.thresholds.values())) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schema_hash": "0" * 64},
+        {"parts": {}},
+        {"parts": {0: {"patients": 50, "events": 51, "count": [1] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
+        {"parts": {0: {"patients": 50, "events": 5, "count": [51] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
+        {"parts": {0: {"patients": 50, "events": 5, "count": [50] * 3, "mean": [0] * 3, "m2": [-1] * 3}}},
+        {"parts": {0: {"patients": 50, "events": 5, "count": [50] * 2, "mean": [0] * 2, "m2": [0] * 2}}},
+        {"parts": {0: {"patients": 10**9, "events": 5, "count": [50] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
+    ],
+)
+def test_statistics_that_cannot_be_keep_a_hospital_out(change: dict[str, Any], tmp_path: Path) -> None:
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type == "query" and message.metadata.dst_node_id == 1:
+                answer, _ = from_record(reply.content, StatisticsReply)
+                spoilt = StatisticsReply.model_validate({**answer.model_dump(), **change})
+                return Message(to_record(spoilt), reply_to=message)
+            return reply
+
+        return call  # type: ignore[return-value]
+
+    with pytest.raises(RunError, match="2 of 3 hospitals can take part"):
+        small.study(small.federation(), small.hospitals(), tmp_path, around=around)
+    few = small.federation(quorum={"hospitals": 2})
+    found = small.study(few, small.hospitals(), tmp_path / "few", around=around)
+    assert set(found.answers) == {"north", "south"}
+
+
+def test_without_resume_a_study_begins_anew(tmp_path: Path) -> None:
+    members = small.hospitals()
+    small.study(small.federation(), members, tmp_path)
+    other = small.federation(stage={"rounds": 2})
+    again = small.study(other, members, tmp_path)
+    assert same(again, small.study(other, members, tmp_path / "fresh"))
