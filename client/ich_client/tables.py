@@ -203,7 +203,7 @@ def _hospitals(
         labels = np.array([_label(columns[outcome.variable][row], federation) for row in kept], dtype=np.int64)
         unusable, warnings = _outcome_problems(part, labels, excluded, document, federation)
         problems += unusable
-        if problems:
+        if problems or not _needed(federation).keys() <= columns.keys():  # an unmapped one is said by the caller
             continue
         chosen = {name: [columns[name][row] for row in kept] for name in federation.predictors}
         encoded = clinical.encode(chosen, federation.modalities.table)
