@@ -206,7 +206,7 @@ def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Foun
             name=hospital.name,
             patients=len(hospital.patients),
             events=int(hospital.patients.labels.sum()),
-            excluded=dict(hospital.excluded),
+            excluded={str(reason): count for reason, count in hospital.excluded.items()},
             predictors=_predictors(federation, hospital.patients.table),
             folds=_folds(federation, hospital),
             small_cells=SmallCells(federation.evaluation.small_cells, hospital.limits.small_cells),

@@ -90,10 +90,11 @@ class Study(Strict):
 
 
 class Quarantined(Strict):
-    """A reply that was set aside; round 0 is the evaluation."""
+    """A reply that was set aside."""
 
     seed: int
-    round: int
+    when: str
+    """'statistics' (the hospital takes no part), 'round N', 'thresholds' or 'evaluation'."""
     hospital: str
     reason: str
 
@@ -139,17 +140,21 @@ class ArmFound:
 
 def assemble(
     federation: Federation,
-    data: Mapping[str, HospitalData],
     seeds: Sequence[int],
     studies: Sequence[StudyResult],
     arms: Sequence[Mapping[str, ArmFound]],
 ) -> Results:
     """Results from what each seed's study and arms found."""
+    data = {
+        name: HospitalData(n=one.patients, events=one.events, excluded=dict(one.excluded))
+        for study in studies
+        for name, one in sorted(study.hospitals.items())
+    }
     by_seed = list(zip(seeds, studies, strict=True))
     return Results(
         study=describe(federation),
         seeds=list(seeds),
-        hospitals=dict(data),
+        hospitals=data,
         arms={name: _arm(name, [found[name] for found in arms]) for name in arms[0]},
         training={str(seed): _training(study) for seed, study in by_seed},
         quarantined=[Quarantined(seed=seed, **asdict(reply)) for seed, study in by_seed for reply in study.quarantined],

@@ -415,15 +415,9 @@ def _quarantined(results: Results) -> Table | None:
     if not results.quarantined:
         return None
     rows = [
-        Row(
-            each.hospital,
-            (Cell(str(each.seed)), Cell(str(each.round) if each.round else "evaluation"), Cell(each.reason)),
-        )
-        for each in sorted(
-            results.quarantined, key=lambda each: (each.seed, each.round or 10**9, natural(each.hospital))
-        )
+        Row(each.hospital, (Cell(str(each.seed)), Cell(each.when), Cell(each.reason))) for each in results.quarantined
     ]
-    return Table("Replies set aside", ("Hospital", "Seed", "Round", "Why"), tuple(rows))
+    return Table("Replies set aside", ("Hospital", "Seed", "When", "Why"), tuple(rows))
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

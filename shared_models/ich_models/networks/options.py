@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from ich_models.strict import Strict
 
@@ -31,7 +31,7 @@ class Mlp(Network):
     """Fully connected layers on the table."""
 
     name: Literal["mlp"]
-    hidden: Annotated[list[PositiveInt], Field(min_length=1)] = [64, 64]
+    hidden: Annotated[list[Annotated[int, Field(ge=1, le=65536)]], Field(min_length=1, max_length=64)] = [64, 64]
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     normalisation: Literal["none", "batch", "layer"] = "none"
 
