@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,7 @@ from safetensors import SafetensorError
 
 from ich_models.errors import RunError
 from ich_models.files import read_arrays, write_arrays
-
-KEPT: Final = 2
+from ich_models.protocol import ROUNDS_KEPT
 
 Facts = dict[str, Any]
 
@@ -36,7 +35,7 @@ def save(folder: Path, progress: Progress) -> None:
     """Write the round's file, then drop all but the last two."""
     facts = {name: getattr(progress, name) for name in ("federation", "seed", "round", "folds", "facts")}
     write_arrays(_path(folder, progress.round), progress.rows, facts)
-    for old in sorted(folder.glob("round-*.safetensors"))[:-KEPT]:
+    for old in sorted(folder.glob("round-*.safetensors"))[:-ROUNDS_KEPT]:
         old.unlink()
 
 

@@ -19,6 +19,9 @@ from ich_models.strict import Name, Strict
 PROTOCOL: Final = 1
 """Raised whenever a message changes; both sides must have the same."""
 
+ROUNDS_KEPT: Final = 2
+"""A server that goes on after a crash asks for its last round again: both sides keep so many rounds."""
+
 PACKAGE: Final = version("ich-federation")
 
 Rows = dict[str, NDArray[np.floating]]

@@ -1,23 +1,18 @@
 """F copies of one network, trained or evaluated in one pass: the folds of a hospital side by side."""
 
 from collections.abc import Mapping
-from typing import Final
 
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch.nn.modules.batchnorm import _NormBase
 
 from ich_models.batch import Batch, Output
-
-LOSS: Final = "bce"
-"""Name of the classification loss: binary cross-entropy on the logit, per sample."""
 
 
 def stackable(network: nn.Module) -> bool:
     """Whether `torch.func.vmap` can train it: layers that update running statistics in place cannot be mapped."""
-    return not any(isinstance(module, _NormBase) and module.track_running_stats for module in network.modules())
+    return not any(getattr(module, "track_running_stats", False) for module in network.modules())
 
 
 class Stack:
