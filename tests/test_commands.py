@@ -299,7 +299,7 @@ def test_check_says_what_is_sent(study: Path) -> None:
 def test_nothing_is_sent_that_check_does_not_tell_of() -> None:
     """Whoever adds to a reply adds to `ich_client.check`, then here."""
     assert {kind.__name__: " ".join(kind.model_fields) for kind in REPLIES} == {
-        "StatisticsReply": "hospital schema_hash parts",
+        "StatisticsReply": "hospital schema_hash patients events excluded parts",
         "PartStatistics": "patients events count mean m2",
         "TrainReply": "hospital patients losses validation_losses",
         "ThresholdReply": "hospital thresholds validation_losses",

@@ -178,7 +178,7 @@ def _sent(plan: Plan) -> list[Sent]:
 def _statistics(plan: Plan) -> str:
     parts = plan.federation.evaluation.folds
     return (
-        "the hospital's name, a hash of what may travel, patients, events, and for each of"
+        "the hospital's name, a hash of what may travel, patients, events, patients left out by reason, and for each of"
         f" {len(plan.columns)} columns how many values are known, their mean and sum of squared deviations: of the training"
         f" patients{f', and of these without each of {parts} parts' if parts else ''}"
     )

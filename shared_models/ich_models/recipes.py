@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from pydantic import Field, PositiveFloat, model_validator
 
-from ich_models.strict import Name, Strict
+from ich_models.strict import Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -122,5 +122,5 @@ class Recipe(Strict):
 class Stage(Recipe):
     """A phase of federated training; schedules count its local epochs over all its rounds and never restart."""
 
-    name: Name = "train"
+    name: Annotated[str, Field(min_length=1, max_length=64)] = "train"
     rounds: Count
