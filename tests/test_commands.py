@@ -263,7 +263,9 @@ def test_check_says_what_the_table_holds(study: Path) -> None:
     assert (east["name"], east["patients"], east["events"], east["prevalence"]) == ("east", 6, 3, 0.5)
     assert east["excluded"] == {"outcome unknown": 1}
     assert east["small_cells"] == {"federation": 12, "hospital": 15, "k": 15}
-    assert east["warnings"] == []
+    assert [warning["message"] for warning in east["warnings"]] == [
+        "hospital 'east' will not take part: sums over 3 patients would leave, and k is 15"
+    ]
     empty = {"unit": None, "low": None, "high": None, "levels": {}, "known_at": "admission"}
     assert east["predictors"] == [
         {**empty, "name": "age", "unit": "years", "missing": 1, "low": 55.0, "high": 90.0},
@@ -361,8 +363,9 @@ def test_warnings_go_to_the_standard_error_and_stand_in_the_json(study: Path, tm
     assert "warning: " in done.stderr
     assert "the study has no variable 'ages'" in done.stderr
     assert "warning: " not in done.stdout
-    (warning,) = json.loads(call(*command, "--json"))["hospitals"][0]["warnings"]
-    assert warning["message"] == "the study has no variable 'ages'"
+    unknown, few = json.loads(call(*command, "--json"))["hospitals"][0]["warnings"]
+    assert unknown["message"] == "the study has no variable 'ages'"
+    assert few["message"].endswith("sums over 3 patients would leave, and k is 12")
 
 
 @pytest.mark.realdata
@@ -435,8 +438,12 @@ def test_server_check_refuses_with_the_place(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def results(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a simulation of the study wrote."""
-    out = tmp_path_factory.mktemp("simulated") / "out"
-    done = run("ich-simulate", study / "federation.yaml", "--data", study, "--out", out)
+    folder = tmp_path_factory.mktemp("simulated")
+    out = folder / "out"
+    shutil.copytree(study, folder, dirs_exist_ok=True)  # six patients are too few for any k
+    for path in (folder / "federation.yaml", *(folder / "hospitals").iterdir()):
+        path.write_text(re.sub(r"small_cells: \d+", "small_cells: 0", path.read_text()))
+    done = run("ich-simulate", folder / "federation.yaml", "--data", folder, "--out", out)
     assert done.returncode == 0, done.stderr
     return out
 

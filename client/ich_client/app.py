@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ich_client import tasks, work
+from ich_client import egress, tasks, work
 from ich_client.hospital import HospitalConfig
 from ich_client.site import Site
 from ich_client.tables import load_hospitals
@@ -97,7 +97,7 @@ def _reply(
         if task.federation != site.plan.hash:
             raise RefusedError(Code.FEDERATION, "the server's federation file is not the one that this hospital holds")
         tasks.check(site.plan, site.hospital.name, task, rows)
-        return to_record(*handler(site, task, rows))
+        return to_record(*egress.release(site, task, *handler(site, task, rows)))
     except RefusedError as refusal:
         log.error("refused (code %s): %s", refusal.code, refusal)
         return to_record(Refusal(code=refusal.code))

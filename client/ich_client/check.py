@@ -1,6 +1,6 @@
 """What `ich-client check` finds: a hospital's table as the study sees it, and what the study will ask of the hospital."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ich_client import egress
 from ich_client.hospital import HospitalConfig, load_mappings
 from ich_client.splits import split
 from ich_client.tables import Hospital, load_hospitals
@@ -210,10 +211,20 @@ def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Foun
             predictors=_predictors(federation, hospital.patients.table),
             folds=_folds(federation, hospital),
             small_cells=SmallCells(federation.evaluation.small_cells, hospital.limits.small_cells),
-            warnings=hospital.warnings,
+            warnings=(*hospital.warnings, *_too_small(federation, hospital)),
         )
         for hospital in hospitals
     )
+
+
+def _too_small(federation: Federation, hospital: Hospital) -> Iterator[Problem]:
+    k = max(federation.evaluation.small_cells, hospital.limits.small_cells)
+    smallest = egress.smallest_group(hospital.patients.labels, federation.evaluation)
+    if smallest < k:
+        yield Problem(
+            f"hospital '{hospital.name}' will not take part: sums over {smallest} patients would leave, and k is {k}",
+            hint="a study with fewer folds needs fewer patients; k is small_cells of the study and of this hospital",
+        )
 
 
 OTHERS = "without:OTHER"

@@ -29,8 +29,9 @@ class Member:
     node: int
     patients: int
     """All that take part, test patients included."""
-    events: int
-    excluded: Mapping[str, int]
+    events: int | None
+    """None, here and below: withheld by the hospital (small cells)."""
+    excluded: Mapping[str, int | None]
     moments: Mapping[int, Moments]
 
     def facts(self) -> dict[str, Any]:
@@ -88,20 +89,21 @@ def _unsound(reply: StatisticsReply, plan: Plan, parts: Sequence[int]) -> Failur
     widths = {len(column) for p in reply.parts.values() for column in (p.count, p.mean, p.m2)}
     if reply.schema_hash != plan.schema or sorted(reply.parts) != list(parts) or widths != {len(plan.columns)}:
         return Failure("another network or table than this federation's")
-    whole = (reply.patients, reply.events)
-    counts = [whole, *((p.patients, p.events) for p in reply.parts.values())]
-    if not all(0 < patients <= plan.federation.checks.patients and events <= patients for patients, events in counts):
+    counts = [(reply.patients, reply.events), *((p.patients, p.events) for p in reply.parts.values())]
+    most = plan.federation.checks.patients
+    if not all(0 < patients <= most and (events or 0) <= patients for patients, events in counts):
         return Failure("patient counts that cannot be")
-    if any(patients > whole[0] or events > whole[1] for patients, events in counts):
+    known = reply.patients if reply.events is None else reply.events
+    if any(patients > reply.patients or (events or 0) > known for patients, events in counts):
         return Failure("more training patients than patients")
     low, high = bounds(plan.federation.modalities.table)
     for p in reply.parts.values():
         said = p.moments()
-        known = said.count > 0
+        given = said.count > 0
         if not np.all((said.count >= 0) & (said.count <= p.patients) & (said.count == np.floor(said.count))):
             return Failure("more values than patients")
         slack = ROUNDING * np.maximum(abs(low), abs(high))
-        if not np.all(np.where(known, (said.mean >= low - slack) & (said.mean <= high + slack), said.mean == 0)):
+        if not np.all(np.where(given, (said.mean >= low - slack) & (said.mean <= high + slack), said.mean == 0)):
             return Failure("means that cannot be")
         widest = said.count * (high - low + slack) ** 2 / 4  # Popoviciu's inequality
         if not np.all((said.m2 >= 0) & (said.m2 <= widest * (1 + ROUNDING))):

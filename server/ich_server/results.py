@@ -50,10 +50,10 @@ class Figure(Strict):
 
 
 class Figures(Strict):
-    """All metrics on `n` patients of whom `events` had the positive outcome."""
+    """All metrics on `n` patients of whom `events` had the positive outcome (null: withheld, too few of a class)."""
 
     n: Annotated[int, Field(ge=0)]
-    events: Annotated[int, Field(ge=0)]
+    events: Annotated[int, Field(ge=0)] | None
     auroc: Figure
     auprc: Figure
     brier: Figure
@@ -107,11 +107,11 @@ class Training(Strict):
 
 
 class HospitalData(Strict):
-    """The patients that a hospital brought, and those that it left out, by reason."""
+    """The patients that a hospital brought, and those that it left out, by reason; null: withheld, they are few."""
 
     n: int
-    events: int
-    excluded: dict[str, int]
+    events: int | None
+    excluded: dict[str, int | None]
 
 
 class Results(Strict):

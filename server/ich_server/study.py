@@ -58,8 +58,9 @@ class Taking:
     """What a hospital that takes part has said of its patients: how many, with the outcome, and left out by reason."""
 
     patients: int
-    events: int
-    excluded: Mapping[str, int]
+    events: int | None
+    """None, here and below: withheld by the hospital (small cells)."""
+    excluded: Mapping[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -427,15 +428,16 @@ class _Study:
     def _plausible(self, hospital: str, answers: Sequence[Answer]) -> bool:
         """Whether these answer what was asked, about as many patients as the hospital has said that it has."""
         evaluation, member = self.plan.federation.evaluation, self.members[hospital]
-        whole, training = (member.patients, member.events), member.moments[0]
+        training = member.moments[0]
         if [answer.arm for answer in answers] != list(questions(evaluation, hospital)):
             return False
         for answer in answers:
-            tested = (answer.patients, answer.events)
             if answer.arm == LOHO or evaluation.folds:  # every patient is tested once
-                if tested != whole:
+                if answer.patients != member.patients or answer.events not in (None, member.events):
                     return False
-            elif tested[0] + training.patients > whole[0] or tested[1] + training.events > whole[1]:
+            elif answer.patients + training.patients > member.patients or (
+                member.events is not None and (answer.events or 0) + training.events > member.events
+            ):
                 return False
         return True
 

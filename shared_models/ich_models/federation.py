@@ -123,7 +123,7 @@ class Evaluation(Strict):
     threshold: Literal["youden"] | Annotated[float, Field(gt=0, lt=1)] = "youden"
     """`youden`: each training hospital's Youden threshold, averaged with its patients as weights."""
     small_cells: Annotated[int, Field(ge=0, le=1000)] = 10
-    """Counts below this are not to leave a hospital; a hospital may ask for more. Not applied in simulation."""
+    """Counts below this do not leave a hospital, nor figures that tell them; a hospital may ask for more. 0: all do."""
     comparisons: Comparisons = Comparisons()
 
     @model_validator(mode="after")

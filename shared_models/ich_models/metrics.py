@@ -59,10 +59,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model at one hospital: `n` patients, `events` of them with label 1, and all of `METRICS` in their order."""
+    """One model at one hospital: `n` patients, `events` of them with label 1, and all of `METRICS` in their order.
+
+    `events` None: withheld, since they or the others are few; every metric is then unknown.
+    """
 
     n: int
-    events: int
+    events: int | None
     metrics: Mapping[str, Estimate]
 
 

@@ -75,7 +75,8 @@ class PartStatistics(Strict):
     """`Moments` on the wire."""
 
     patients: Count
-    events: Count
+    events: Count | None
+    """None: withheld (small cells). So is a column with a count of 0."""
     count: list[float]
     mean: list[float]
     m2: list[float]
@@ -85,7 +86,7 @@ class PartStatistics(Strict):
         """From arrays."""
         return cls(
             patients=moments.patients,
-            events=moments.events,
+            events=moments.events if moments.labelled else None,
             count=moments.count.tolist(),
             mean=moments.mean.tolist(),
             m2=moments.m2.tolist(),
@@ -93,7 +94,8 @@ class PartStatistics(Strict):
 
     def moments(self) -> Moments:
         """To arrays."""
-        return Moments(self.patients, self.events, np.array(self.count), np.array(self.mean), np.array(self.m2))
+        labelled, events = (0, 0) if self.events is None else (self.patients, self.events)
+        return Moments(self.patients, labelled, events, np.array(self.count), np.array(self.mean), np.array(self.m2))
 
 
 class StatisticsReply(Strict):
@@ -104,9 +106,9 @@ class StatisticsReply(Strict):
     """Schema of the exchanged weights that this hospital built from the federation."""
     patients: Count
     """All that take part, test patients included."""
-    events: Count
-    excluded: dict[Exclusion, Count]
-    """Patients left out, by reason."""
+    events: Count | None
+    excluded: dict[Exclusion, Count | None]
+    """Patients left out, by reason. None, here and above: withheld (small cells)."""
     parts: dict[int, PartStatistics]
 
 
@@ -162,13 +164,16 @@ class Answer(Strict):
 
     arm: Name
     patients: Count
-    events: Count
+    events: Count | None
+    """None: withheld (small cells), and every metric with it."""
     metrics: dict[str, tuple[float | None, float | None, float | None]]
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if tuple(self.metrics) != METRICS or self.events > self.patients:
+        if tuple(self.metrics) != METRICS or (self.events or 0) > self.patients:
             raise ValueError("not an evaluation")
+        if self.events is None and any(number is not None for three in self.metrics.values() for number in three):
+            raise ValueError("figures of withheld events")
         for name, (value, low, high) in self.metrics.items():
             smallest, largest = RANGES[name]
             if not all(smallest <= number <= largest for number in (value, low, high) if number is not None):
@@ -177,7 +182,8 @@ class Answer(Strict):
                 raise ValueError(f"half an interval of {name}")
             if low is not None and high is not None and low > high:
                 raise ValueError(f"the interval of {name} ends before it begins")
-        area, pairs = self.metrics["auroc"][0], self.events * (self.patients - self.events)
+        events = self.events or 0
+        area, pairs = self.metrics["auroc"][0], events * (self.patients - events)
         if area is not None and not (pairs and (area == 0 or 2 * pairs * area > 0.99)):  # it counts half pairs
             raise ValueError("an area under the curve that these patients cannot have")
         return self

@@ -14,10 +14,12 @@ from ich_models.batch import Patients
 class Moments:
     """Counts, means and sums of squared deviations of D columns over some patients, missing values apart.
 
-    `patients`, `events`: how many, and how many with the positive outcome. `count`, `mean`, `m2`: (D,) float64.
+    `patients`: how many. `labelled`: those of them whose outcomes are counted, `events`: the positive ones among these
+    (a hospital may withhold the outcomes of all of its patients). `count`, `mean`, `m2`: (D,) float64.
     """
 
     patients: int
+    labelled: int
     events: int
     count: NDArray[np.float64]
     mean: NDArray[np.float64]
@@ -30,6 +32,7 @@ class Moments:
         delta = other.mean - self.mean
         return Moments(
             self.patients + other.patients,
+            self.labelled + other.labelled,
             self.events + other.events,
             count,
             self.mean + delta * share,
@@ -39,7 +42,7 @@ class Moments:
     @property
     def log_odds(self) -> float:
         """Log-odds of the outcome, half an event added on each side so that it is finite (Haldane 1956)."""
-        return float(np.log((self.events + 0.5) / (self.patients - self.events + 0.5)))
+        return float(np.log((self.events + 0.5) / (self.labelled - self.events + 0.5)))
 
     def constants(self, *, scaled: bool) -> NDArray[np.float64]:
         """(3, D): fill, centre and scale for `Standardise`: mean, mean and 1 / population standard deviation.
@@ -63,7 +66,7 @@ def moments(patients: Patients) -> Moments:
     total = np.where(known, table, 0.0).sum(axis=0)
     mean = np.divide(total, count, out=np.zeros_like(total), where=count > 0)
     m2 = (np.where(known, table - mean, 0.0) ** 2).sum(axis=0)
-    return Moments(len(patients), int(patients.labels.sum()), count, mean, m2)
+    return Moments(len(patients), len(patients), int(patients.labels.sum()), count, mean, m2)
 
 
 def merge(parts: Iterable[Moments]) -> Moments:
