@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from ich_client.site import Site
 from ich_client.splits import split
 from ich_client.tasks import RefusedError
-from ich_models.batch import Patients
 from ich_models.errors import Code
 from ich_models.federation import Evaluation
 from ich_models.metrics import METRICS
@@ -83,76 +82,100 @@ def _few_of_a_class(labels: NDArray[np.int64], k: int) -> bool:
     return _small(events, k) or _small(len(labels) - events, k)
 
 
-def _statistics(site: Site, reply: StatisticsReply) -> StatisticsReply:
-    """Sums of every part; with several parts also what the difference of two would tell, the part left out."""
-    k, patients = site.small_cells, site.hospital.patients
-    smallest = smallest_group(patients.labels, site.plan.federation.evaluation)
-    if smallest < k:
-        raise RefusedError(Code.SMALL_CELLS, f"sums over {smallest} patients, and k is {k}")
-    return reply.model_copy(
-        update={
-            "events": None if _few_of_a_class(patients.labels, k) else reply.events,
-            "excluded": {reason: None if _small(count or 0, k) else count for reason, count in reply.excluded.items()},
-            "parts": {
-                part: _part(site, part, sums, _few_missing(site, list(reply.parts)))
-                for part, sums in reply.parts.items()
-            },
-        }
-    )
-
-
 def smallest_group(labels: NDArray[np.int64], evaluation: Evaluation) -> int:
     """Patients of the smallest group whose sums are told, or can be had by subtraction."""
     splits = {part: split(labels, evaluation, part) for part in range((evaluation.folds or 0) + 1)}
     return min(size for part, one in splits.items() for size in (len(one.train), *([len(one.test)] if part else [])))
 
 
-def _groups(site: Site, part: int) -> list[Patients]:
-    """The patients whose sums part `part` tells: its training patients and, by subtraction, those it leaves out."""
-    roles, everyone = site.split(part), site.hospital.patients
-    return [everyone.take(roles.train), *([everyone.take(roles.test)] if part else [])]
-
-
-def _few_missing(site: Site, parts: Sequence[int]) -> NDArray[np.bool_]:
-    """(D,): columns of which a few values are missing in any group of any part."""
-    groups = [group for part in parts for group in _groups(site, part)]
-    few = [_small_each(np.isnan(group.table).sum(axis=0), site.small_cells) for group in groups]
-    return np.asarray(np.any(few, axis=0))
-
-
-def _part(site: Site, part: int, sums: PartStatistics, few_missing: NDArray[np.bool_]) -> PartStatistics:
-    """A column in which a few patients differ from the others is withheld whole, as one that nobody has.
-
-    Where a value is missing for a few only, their number is withheld: the column counts as known for all, with its mean
-    and variance unchanged.
-    """
-    k, groups = site.small_cells, _groups(site, part)
-    withheld = np.any([_few_of_a_value(group.table, k) for group in groups], axis=0)
-    count, mean, m2 = (np.array(numbers) for numbers in (sums.count, sums.mean, sums.m2))
-    m2 = np.where(few_missing, m2 * sums.patients / np.maximum(count, 1), m2)
-    count = np.where(few_missing, sums.patients, count)
-    return sums.model_copy(
+def _statistics(site: Site, reply: StatisticsReply) -> StatisticsReply:
+    """Sums of every part. What a part's sums would tell of a few, alone or by subtraction, no part tells."""
+    k, patients = site.small_cells, site.hospital.patients
+    smallest = smallest_group(patients.labels, site.plan.federation.evaluation)
+    if smallest < k:
+        raise RefusedError(Code.SMALL_CELLS, f"sums over {smallest} patients, and k is {k}")
+    train = site.split(0).train
+    rest = np.setdiff1d(np.arange(len(patients)), train)
+    told_apart = [rows for part in reply.parts if part for rows in (site.split(part).train, site.split(part).test)]
+    few_events = [_few_of_a_class(patients.labels[rows], k) for rows in (np.arange(len(patients)), train, rest)]
+    in_parts = any(few_events) or any(_few_of_a_class(patients.labels[rows], k) for rows in told_apart)
+    few = [_few(patients.table[rows], k) for rows in (train, *told_apart)]
+    whole = _told_of_few(patients.table[train], reply.parts[0], few[0], k)
+    parts = {0: _with_events(whole, hidden=any(few_events))}
+    for part, sums in reply.parts.items():
+        if part:
+            parts[part] = _with_events(_like(whole, sums, np.any(few, axis=0)), hidden=in_parts)
+    return reply.model_copy(
         update={
-            "events": None if any(_few_of_a_class(group.labels, k) for group in groups) else sums.events,
-            "count": np.where(withheld, 0.0, count).tolist(),
-            "mean": np.where(withheld, 0.0, mean).tolist(),
-            "m2": np.where(withheld, 0.0, m2).tolist(),
+            "events": None if few_events[0] else reply.events,
+            "excluded": {reason: None if _small(count or 0, k) else count for reason, count in reply.excluded.items()},
+            "parts": parts,
         }
     )
 
 
-def _few_of_a_value(table: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
-    """(D,): columns known for a few patients only, or of yes and no with a few of either."""
+def _with_events(sums: PartStatistics, *, hidden: bool) -> PartStatistics:
+    return sums.model_copy(update={"events": None}) if hidden else sums
+
+
+def _few(table: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
+    """(D,): columns whose counts point at a few patients: with a value, without one, or with a yes or a no."""
     known = ~np.isnan(table)
-    count = known.sum(axis=0)
-    yes = (table == 1).sum(axis=0)
+    count, yes = known.sum(axis=0), (table == 1).sum(axis=0)
     of_two_values = np.all(~known | (table == 0) | (table == 1), axis=0)
-    few = _small_each(count, k) | (of_two_values & (_small_each(yes, k) | _small_each(count - yes, k)))
-    return np.asarray(few)
+    cells = (count, len(table) - count, np.where(of_two_values, yes, 0), np.where(of_two_values, count - yes, 0))
+    return np.asarray(np.any([(cell > 0) & (cell < k) for cell in cells], axis=0))
 
 
-def _small_each(counts: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    return (counts > 0) & (counts < k)
+def _told_of_few(table: NDArray[np.float64], sums: PartStatistics, few: NDArray[np.bool_], k: int) -> PartStatistics:
+    """The sums with these columns told so that they do not point at a few."""
+    columns = [
+        _told(table[:, index], k) if few[index] else exact
+        for index, exact in enumerate(zip(sums.count, sums.mean, sums.m2, strict=True))
+    ]
+    return _with_columns(sums, columns)
+
+
+def _told(column: NDArray[np.float64], k: int) -> tuple[float | None, float, float]:
+    """Count, mean and sum of squared deviations of a column with few patients of some kind.
+
+    Known for a few: withheld. Else it counts as known for all. Of yes and no, 1 to k - 1 patients are told as k / 2;
+    other numbers are rounded, since an exact mean tells by its fraction how many values it is the mean of.
+    """
+    known, patients = column[~np.isnan(column)], len(column)
+    if len(known) < k:
+        return None, 0.0, 0.0
+    if np.isin(known, (0.0, 1.0)).all():
+        yes = float(known.sum())
+        if _small(int(yes), k):
+            mean = k / 2 / patients
+        elif _small(len(known) - int(yes), k):
+            mean = 1 - k / 2 / patients
+        else:
+            mean = round(patients * yes / len(known)) / patients
+        return float(patients), mean, patients * mean * (1 - mean)
+    deviation = float(f"{known.std():.1e}")
+    step = deviation / 32 or 1.0
+    return float(patients), round(float(known.mean()) / step) * step, patients * deviation**2
+
+
+def _like(whole: PartStatistics, sums: PartStatistics, few: NDArray[np.bool_]) -> PartStatistics:
+    """A part's sums, these columns with the mean and variance of all parts: nothing can be had by subtraction."""
+    columns = []
+    for index, exact in enumerate(zip(sums.count, sums.mean, sums.m2, strict=True)):
+        count, mean, m2 = whole.count[index], whole.mean[index], whole.m2[index]
+        if not few[index]:
+            columns.append(exact)
+        elif not count:
+            columns.append((count, 0.0, 0.0))
+        else:
+            columns.append((float(sums.patients), mean, m2 / count * sums.patients))
+    return _with_columns(sums, columns)
+
+
+def _with_columns(sums: PartStatistics, columns: Sequence[tuple[float | None, float, float]]) -> PartStatistics:
+    count, mean, m2 = zip(*columns, strict=True)
+    return sums.model_copy(update={"count": list(count), "mean": list(mean), "m2": list(m2)})
 
 
 def _training(site: Site, reply: TrainReply) -> TrainReply:

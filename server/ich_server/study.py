@@ -12,6 +12,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from ich_models.clinical import bounds
 from ich_models.errors import Problem, RunError
 from ich_models.files import write_arrays
 from ich_models.folds import LOHO, Fold, folds_of, questions
@@ -138,14 +139,18 @@ def run_study(
 def _beginning(plan: Plan, members: Mapping[str, Member], absent: Sequence[Quarantine]) -> Progress:
     """Start weights, constants and strategy state of every fold, from its training hospitals' statistics alone."""
     folds = folds_of(plan.federation.evaluation, members)
-    scaling = plan.federation.modalities.table.scaling
+    table = plan.federation.modalities.table
     per_fold: list[dict[str, NDArray[np.floating]]] = []
     for fold in folds:
         statistics = merge(member.moments[fold.part or 0] for name, member in members.items() if fold.trains_at(name))
         weights = plan.start_row(statistics.log_odds)
         rows = {WEIGHTS: weights, BEST: weights}
-        if scaling != "hospital":
-            rows[CONSTANTS] = statistics.constants(scaled=scaling == "federated").reshape(-1).astype(weights.dtype)
+        if table.scaling != "hospital":
+            rows[CONSTANTS] = (
+                statistics.constants(scaled=table.scaling == "federated", ranges=bounds(table))
+                .reshape(-1)
+                .astype(weights.dtype)
+            )
         rows |= {f"{STATE}{name}": row for name, row in plan.strategy.start(weights).items()}
         per_fold.append(rows)
     facts = {

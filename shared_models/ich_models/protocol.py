@@ -76,8 +76,8 @@ class PartStatistics(Strict):
 
     patients: Count
     events: Count | None
-    """None: withheld (small cells). So is a column with a count of 0."""
-    count: list[float]
+    """None, here and in `count`: withheld (small cells); the column's mean and m2 are then 0."""
+    count: list[float | None]
     mean: list[float]
     m2: list[float]
 
@@ -87,7 +87,10 @@ class PartStatistics(Strict):
         return cls(
             patients=moments.patients,
             events=moments.events if moments.labelled else None,
-            count=moments.count.tolist(),
+            count=[
+                None if hidden else count
+                for count, hidden in zip(moments.count.tolist(), moments.withheld.tolist(), strict=True)
+            ],
             mean=moments.mean.tolist(),
             m2=moments.m2.tolist(),
         )
@@ -95,7 +98,15 @@ class PartStatistics(Strict):
     def moments(self) -> Moments:
         """To arrays."""
         labelled, events = (0, 0) if self.events is None else (self.patients, self.events)
-        return Moments(self.patients, labelled, events, np.array(self.count), np.array(self.mean), np.array(self.m2))
+        return Moments(
+            self.patients,
+            labelled,
+            events,
+            np.array([count or 0.0 for count in self.count]),
+            np.array(self.mean, dtype=np.float64),
+            np.array(self.m2, dtype=np.float64),
+            np.array([count is None for count in self.count], dtype=np.bool_),
+        )
 
 
 class StatisticsReply(Strict):

@@ -23,7 +23,6 @@ from ich_models.protocol import (
     Answer,
     EvaluateReply,
     EvaluateTask,
-    PartStatistics,
     Question,
     Refusal,
     StatisticsReply,
@@ -71,24 +70,43 @@ HALF = [0, 1] * 20
 
 
 @pytest.mark.parametrize(
-    ("ones", "withheld"), [(0, False), (1, True), (9, True), (10, False), (30, False), (31, True), (40, False)]
+    ("ones", "told"), [(0, 0), (1, 5), (9, 5), (10, 10), (25, 25), (30, 30), (31, 35), (39, 35), (40, 40)]
 )
-def test_a_column_of_yes_and_no_with_few_of_either_is_withheld(ones: int, withheld: bool, tmp_path: Path) -> None:
+def test_few_of_yes_or_no_are_told_as_half_of_k(ones: int, told: int, tmp_path: Path) -> None:
     part = statistics(site(hospital(forty(ones), HALF), tmp_path)).parts[0]
-    assert (part.count[0], part.mean[0]) == ((0, 0) if withheld else (40, ones / 40))
+    assert (part.count[0], part.mean[0]) == (40, told / 40)
+    assert part.m2[0] == pytest.approx(told * (40 - told) / 40)
     assert part.count[1:] == [40, 40]
 
 
-@pytest.mark.parametrize(("known", "count"), [(0, 0), (1, 0), (9, 0), (10, 10), (30, 30), (31, 40), (39, 40), (40, 40)])
-def test_the_number_of_missing_values_is_withheld_where_it_is_small(known: int, count: int, tmp_path: Path) -> None:
-    """Few known: the column is withheld. Few missing: it counts as known for all, mean and variance unchanged."""
+@pytest.mark.parametrize(
+    ("known", "count"), [(0, 0), (1, None), (9, None), (10, 10), (30, 30), (31, 40), (39, 40), (40, 40)]
+)
+def test_a_number_known_for_few_is_withheld_and_one_that_few_lack_counts_as_known_for_all(
+    known: int, count: int | None, tmp_path: Path
+) -> None:
     here = site(hospital(forty(missing=40 - known), HALF), tmp_path)
     part = statistics(here).parts[0]
     assert part.count[1] == count
     values = here.hospital.patients.table[40 - known :, 1]
-    if count:
+    if not count:
+        assert (part.mean[1], part.m2[1]) == (0, 0)
+    elif count == known:
         assert part.mean[1] == pytest.approx(values.mean())
-        assert part.m2[1] / count == pytest.approx(values.var())
+        assert part.m2[1] == pytest.approx(values.var() * known)
+    else:  # rounded: an exact mean of whole numbers has a fraction of which the denominator is their number
+        assert part.mean[1] != values.mean()
+        assert part.mean[1] == pytest.approx(values.mean(), abs=values.std() / 60)
+        assert part.m2[1] / count == pytest.approx(values.var(), rel=0.11)
+
+
+def test_few_without_an_answer_do_not_show_in_the_share_of_the_others(tmp_path: Path) -> None:
+    """18 of 37 would be 0.4864864...: the denominator would tell that three are missing."""
+    table = forty(18)
+    for row in table[-3:]:
+        row[0] = np.nan
+    part = statistics(site(hospital(table, HALF), tmp_path)).parts[0]
+    assert (part.count[0], part.mean[0] * 40) == (40, pytest.approx(19))  # 40 * 18 / 37 = 19.46
 
 
 @pytest.mark.parametrize(("events", "said"), [(0, 0), (1, None), (9, None), (10, 10), (30, 30), (31, None), (40, 40)])
@@ -104,10 +122,11 @@ def test_few_left_out_are_withheld(tmp_path: Path) -> None:
 
 
 def test_the_hospital_can_raise_k_and_not_lower_it(tmp_path: Path) -> None:
-    table = forty(12)
-    assert statistics(site(hospital(table, HALF, k=13), tmp_path)).parts[0].count[0] == 0
-    assert statistics(site(hospital(table, HALF, k=5), tmp_path)).parts[0].count[0] == 40
-    assert statistics(site(hospital(forty(9), HALF, k=5), tmp_path)).parts[0].count[0] == 0
+    means = {
+        k: statistics(site(hospital(forty(12), HALF, k=k), tmp_path)).parts[0].mean[0] * 40 for k in (0, 5, 10, 13)
+    }
+    assert means == pytest.approx({0: 12, 5: 12, 10: 12, 13: 6.5})
+    assert statistics(site(hospital(forty(9), HALF, k=5), tmp_path)).parts[0].mean[0] * 40 == pytest.approx(5)
 
 
 def test_k_0_withholds_nothing(tmp_path: Path) -> None:
@@ -154,21 +173,47 @@ def test_no_small_count_can_be_computed_from_what_leaves(
     except RefusedError:
         return  # too few patients for anything to be said
 
-    def cells(part: PartStatistics) -> dict[str, float]:
-        ones = {f"ones {c}": part.count[c] * part.mean[c] for c in (0, 2) if part.count[c]}
-        zeros = {f"zeros {c}": part.count[c] * (1 - part.mean[c]) for c in (0, 2) if part.count[c]}
-        known = {f"known {c}": part.count[c] for c in range(3) if part.count[c]}
-        absent = {f"absent {c}": part.patients - part.count[c] for c in range(3) if part.count[c]}
-        events = {} if part.events is None else {"events": part.events, "others": part.patients - part.events}
-        return {**ones, **zeros, **known, **absent, **events, "patients": part.patients}
+    groups = [here.split(0).train]
+    for part in range(1, (folds or 0) + 1):
+        groups += [here.split(part).train, here.split(part).test]
 
-    told = {number: cells(part) for number, part in reply.parts.items()}
-    for number, one in told.items():
-        for name, count in one.items():
-            assert not 0.5 < count < k - 0.5, (number, name, count)
-            if number and name in told[0]:
-                left = told[0][name] - count
-                assert not 0.5 < left < k - 0.5, (number, name, left)
+    def points_at_few(column: int, rows: Any) -> bool:
+        values = table[rows, column]
+        known = values[~np.isnan(values)]
+        counts = [len(known), len(values) - len(known)]
+        if column != 1:
+            counts += [int(known.sum()), len(known) - int(known.sum())]
+        return any(0 < count < k for count in counts)
+
+    whole = reply.parts[0]
+    for column in range(3):
+        count, mean = whole.count[column], whole.mean[column]
+        if count and column != 1:
+            ones = count * mean
+            assert not 0 < round(ones, 6) < k or ones == pytest.approx(k / 2)
+            assert not 0 < round(count - ones, 6) < k or count - ones == pytest.approx(k / 2)
+        assert count is None or count in (0, len(groups[0])) or k <= count <= len(groups[0]) - k
+        for number, part in reply.parts.items():
+            if number and any(points_at_few(column, rows) for rows in groups):
+                assert part.mean[column] == mean, "a part tells nothing of its own"
+                assert part.count[column] in (None, 0, part.patients)
+    for rows, part in zip(groups[1::2], list(reply.parts.values())[1:], strict=True):
+        if any(0 < min(labels[g].sum(), len(g) - labels[g].sum()) < k for g in groups):
+            assert part.events is None
+        else:
+            assert part.events in (None, labels[rows].sum())
+
+
+def test_what_leaves_is_the_same_whatever_the_small_number_is(tmp_path: Path) -> None:
+    """One to nine patients with a bleed, one to nine without an age: nine pairs of tables, one reply."""
+    replies = set()
+    for few in range(1, 10):
+        table = forty(few)
+        for row in table[20 : 20 + few]:
+            row[2] = np.nan
+        constant = [[row[0], 60.0 + n % 2, 5.0 if not np.isnan(row[2]) else np.nan] for n, row in enumerate(table)]
+        replies.add(statistics(site(hospital(constant, HALF), tmp_path)).model_dump_json())
+    assert len(replies) == 1
 
 
 # --- training, thresholds, evaluation ---------------------------------------------------------------------------------
@@ -261,6 +306,25 @@ def test_anything_else_does_not_leave(reply: Any, rows: Any, tmp_path: Path) -> 
     with pytest.raises(RefusedError) as caught:
         release(here, train_task(here), reply, rows)
     assert caught.value.code is Code.EGRESS
+
+
+def test_a_column_that_nobody_tells_is_scaled_by_its_range(tmp_path: Path) -> None:
+    """Anywhere within 18 to 110: mean 64, standard deviation 92 / sqrt(12). Without a range it is left out.
+
+    Yes and no, three of forty at each hospital, are told as five.
+    """
+    number = {"type": "number", "known_at": "admission"}
+    variables = {"a": {"type": "yes_no", "known_at": "admission"}, "b": {**number, "range": [18, 110]}, "c": number}
+    variables["mrs"] = {"type": "integer", "known_at": "90 days"}
+    members = [replace(hospital(forty(3, missing=35), HALF), name=name) for name in ("east", "north", "south")]
+    for member in members:
+        member.patients.table[:35, 2] = np.nan
+    settings = small.federation(table={"variables": variables}, evaluation={"small_cells": 10})
+    found = small.study(settings, members, tmp_path)
+    fill, centre, scale = found.of(["all"])["constants"].reshape(3, 3)
+    assert fill == pytest.approx([5 / 40, 64, 0])
+    assert centre == pytest.approx([5 / 40, 64, 0])
+    assert scale == pytest.approx([(5 / 40 * 35 / 40) ** -0.5, 12**0.5 / 92, 0])
 
 
 def test_a_study_goes_on_with_what_is_left(tmp_path: Path) -> None:
