@@ -21,6 +21,7 @@ from ich_models.protocol import (
     PROTOCOL,
     EvaluateTask,
     MalformedError,
+    ModelTask,
     Refusal,
     Rows,
     StatisticsTask,
@@ -51,6 +52,10 @@ def build_app(site_of: SiteOf) -> ClientApp:
         return _answer(
             message, context, site_of, StatisticsTask, lambda site, task, _: (work.statistics(site, task), {})
         )
+
+    @app.query("model")
+    def model(message: Message, context: Context) -> Message:
+        return _answer(message, context, site_of, ModelTask, work.keep)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

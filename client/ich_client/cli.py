@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ich_client import check as checks
+from ich_client import commands_join
 from ich_client.check import Asked, FoldHere, Found, Predictor
 from ich_client.hospital import HospitalConfig
 from ich_models import console
@@ -203,6 +204,9 @@ def hospital_schema() -> dict[str, Any]:
     """JSON Schema of `hospital.yaml`, its short forms included."""
     found = HospitalConfig.model_json_schema(by_alias=True, schema_generator=_AsWritten)
     return {"$schema": GenerateJsonSchema.schema_dialect, **found}
+
+
+commands_join.register(app)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from ich_models.protocol import (
     WEIGHTS,
     Answer,
     EvaluateReply,
+    ModelReply,
     PartStatistics,
     Rows,
     StatisticsReply,
@@ -216,5 +217,6 @@ _RULES: Final[Mapping[type[Strict], Callable[[Site, Any], Strict]]] = {
     TrainReply: _training,
     ThresholdReply: _thresholds,
     EvaluateReply: _evaluation,
+    ModelReply: lambda site, reply: reply,
 }
 """The closed list of replies, and what is withheld of each."""

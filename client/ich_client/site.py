@@ -17,14 +17,18 @@ from ich_strategies.plan import Plan
 class Site:
     """One hospital in one study. What is derived from its patients is made once and kept in memory."""
 
-    def __init__(self, plan: Plan, hospital: Hospital, folder: Path) -> None:
-        """`folder`: where state between rounds is kept, one folder per federation, seed and hospital below it."""
+    def __init__(self, plan: Plan, hospital: Hospital, folder: Path, models: Path | None = None) -> None:
+        """`folder`: where state between rounds is kept, one folder per federation, seed and hospital below it.
+
+        `models`: where models that are handed over are kept; by default in `folder`.
+        """
         torch.set_num_threads(
             hospital.limits.threads
         )  # sums in a fixed order, and no more cores than the hospital gives
         self.plan = plan
         self.hospital = hospital
         self.state = State(folder / plan.hash[:16] / f"seed-{plan.seed}" / hospital.name)
+        self.models = (models or folder / "models" / hospital.name) / plan.hash[:16] / f"seed-{plan.seed}"
         self._splits: dict[int, Split] = {}
         self._moments: dict[int, Moments] = {}
         self._batches: dict[tuple[int, str], Batch] = {}

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ich_models.errors import Code
-from ich_models.folds import Fold, parse, questions
+from ich_models.folds import ALL, Fold, parse, questions
 from ich_models.protocol import (
     CONSTANTS,
     LOCAL,
     WEIGHTS,
     EvaluateTask,
+    ModelTask,
     Rows,
     StatisticsTask,
     Task,
@@ -51,6 +52,8 @@ def check(plan: Plan, me: str, task: Task, rows: Rows) -> None:
     elif isinstance(task, EvaluateTask):
         _questions(plan, me, task)
         _blocks(plan, task.folds, rows, _trained(plan))
+    elif isinstance(task, ModelTask):
+        _blocks(plan, [ALL], rows, _trained(plan))
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -13,17 +13,21 @@ from ich_client.tasks import RefusedError
 from ich_client.train import Direction, fit
 from ich_models.batch import Batch
 from ich_models.errors import Code
-from ich_models.folds import Fold, parse
+from ich_models.files import write_arrays, write_json
+from ich_models.folds import ALL, Fold, parse
 from ich_models.metrics import evaluate as measure
 from ich_models.metrics import youden_threshold
 from ich_models.protocol import (
     CONSTANTS,
     LARGEST_LOSS,
     LOCAL,
+    PACKAGE,
     WEIGHTS,
     Answer,
     EvaluateReply,
     EvaluateTask,
+    ModelReply,
+    ModelTask,
     PartStatistics,
     Rows,
     StatisticsReply,
@@ -32,6 +36,7 @@ from ich_models.protocol import (
     ThresholdTask,
     TrainReply,
     TrainTask,
+    rows_hash,
     select,
 )
 from ich_models.stack import Stack, stackable
@@ -261,6 +266,32 @@ def evaluate(site: Site, task: EvaluateTask, rows: Rows) -> tuple[EvaluateReply,
         found = measure(labels, np.concatenate(probabilities), limits, seed=site.plan.seed)
         answers.append(Answer.of(question.arm, found))
     return EvaluateReply(hospital=site.hospital.name, answers=answers), {}
+
+
+# --- the model that is handed over ------------------------------------------------------------------------------------
+
+
+def keep(site: Site, task: ModelTask, rows: Rows) -> tuple[ModelReply, Rows]:
+    """Keep the model of all hospitals, complete with this hospital's own constants and layers, and its card beside it."""
+    plan = site.plan
+    mine = next(personal(site, [ALL], rows))
+    tensors = {name: block[0] for name, block in mine.items()}
+    card = {
+        "study": plan.federation.name,
+        "federation": plan.hash,
+        "seed": plan.seed,
+        "outcome": plan.federation.task.outcome.model_dump(),
+        "predicts_at": plan.federation.task.predict_at,
+        "network": plan.federation.network.model_dump(),
+        "columns": list(plan.columns),
+        "threshold": task.threshold,
+        "sha256": rows_hash(rows),
+        "package": PACKAGE,
+        "use": "Research only. Not a medical device.",
+    }
+    write_arrays(site.models / "model.safetensors", tensors, card)
+    write_json(site.models / "card.json", card)
+    return ModelReply(hospital=site.hospital.name, sha256=rows_hash(rows)), {}
 
 
 def predictions(site: Site, folds: Sequence[str], rows: Rows) -> tuple[list[NDArray[np.int64]], list[Array]]:

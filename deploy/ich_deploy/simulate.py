@@ -124,7 +124,7 @@ def _arms(
             "hospitals": {
                 name: Answer.of(arm, evaluation).model_dump() for name, evaluation in whole.hospitals.items()
             },
-            "pooled": Answer.of(arm, whole.pooled).model_dump(),
+            "pooled": Answer.of(arm, whole.pooled).model_dump() if whole.pooled else None,
         }
         for arm, whole in found.items()
     }

@@ -19,7 +19,7 @@ from ich_models.federation import Evaluation, Federation, load_federation
 from ich_models.folds import FEDERATED, questions
 from ich_models.protocol import PACKAGE
 from ich_models.variables import Variable
-from ich_server import results
+from ich_server import commands_run, results
 from ich_server.report.page import write_report
 from ich_server.terminal import summary_table
 from ich_strategies.plan import Plan
@@ -205,6 +205,9 @@ class _AsWritten(GenerateJsonSchema):
 def federation_schema() -> dict[str, Any]:
     """JSON Schema of `federation.yaml`, its short forms included."""
     return Federation.model_json_schema(by_alias=True, schema_generator=_AsWritten)
+
+
+commands_run.register(app)
 
 
 def main() -> None:

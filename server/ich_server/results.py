@@ -135,7 +135,17 @@ class ArmFound:
     """One arm of one seed: per hospital, and all test patients together."""
 
     hospitals: Mapping[str, Evaluation]
-    pooled: Evaluation
+    pooled: Evaluation | None
+    """None in a deployment: nobody sees all patients."""
+
+
+def answered(study: StudyResult) -> dict[str, ArmFound]:
+    """The federated model's arms as the hospitals themselves have answered."""
+    found: dict[str, dict[str, Evaluation]] = {}
+    for name, answers in sorted(study.answers.items()):
+        for answer in answers:
+            found.setdefault(answer.arm, {})[name] = answer.evaluation()
+    return {arm: ArmFound(found[arm], None) for arm in ARMS if arm in found}
 
 
 def assemble(
@@ -167,7 +177,9 @@ def _arm(name: str, found: Sequence[ArmFound]) -> Arm:
     return Arm(
         description=ARMS[name],
         hospitals={hospital: figures([one.hospitals[hospital] for one in found]) for hospital in answered},
-        pooled=figures([one.pooled for one in found]),
+        pooled=None
+        if any(one.pooled is None for one in found)
+        else figures([one.pooled for one in found if one.pooled]),
     )
 
 

@@ -23,6 +23,15 @@ def write_atomic(path: Path, content: bytes) -> None:
     beside.replace(path)
 
 
+def write_secret(path: Path, content: bytes) -> None:
+    """Write a new file that its owner alone can read. Raises FileExistsError rather than replace one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_json(path: Path, value: object) -> None:
     """JSON for people: indented, keys in the order given, NaN refused."""
     write_atomic(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())

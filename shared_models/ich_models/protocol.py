@@ -1,5 +1,6 @@
 """What server and hospital say to each other: typed messages, their form as flwr records, and the protocol's version."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import accumulate
@@ -38,6 +39,7 @@ STATISTICS: Final = "query"
 TRAIN: Final = "train"
 THRESHOLD: Final = "evaluate.threshold"
 EVALUATE: Final = "evaluate.test"
+MODEL: Final = "query.model"
 """flwr message types, one per pair of messages below."""
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -217,6 +219,19 @@ class EvaluateReply(Strict):
     answers: list[Answer]
 
 
+class ModelTask(Task):
+    """After the last round: the model of all hospitals, to keep. Rows as in evaluation, of the one fold 'all'."""
+
+    threshold: Probability
+
+
+class ModelReply(Strict):
+    """The model was kept: SHA-256 of the rows' bytes as they arrived, block by block in alphabetical order."""
+
+    hospital: Name
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class Refusal(Strict):
     """In place of a reply: a code of the closed list, and nothing else."""
 
@@ -296,6 +311,15 @@ def chunks(folds: Sequence[str], bytes_each: int, limit: float) -> list[list[str
     """Folds in as few messages as the limit allows, at least one fold in each."""
     each = max(1, int(limit // max(1, bytes_each)))
     return [list(folds[start : start + each]) for start in range(0, len(folds), each)]
+
+
+def rows_hash(rows: Rows) -> str:
+    """SHA-256 over names and bytes of the blocks, in alphabetical order: two sides with the same hash hold the same model."""
+    digest = hashlib.sha256()
+    for name, block in sorted(rows.items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(block).tobytes())
+    return digest.hexdigest()
 
 
 def select(rows: Mapping[str, NDArray[np.floating]], indices: Sequence[int]) -> Rows:

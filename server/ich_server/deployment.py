@@ -1,0 +1,162 @@
+"""A federation between machines: every seed's study over the open link, its status told, its results written."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ich_models.errors import IchError, RunError
+from ich_models.federation import Federation
+from ich_models.protocol import PACKAGE
+from ich_server import results, status
+from ich_server.flower import Link
+from ich_server.handover import hand_over
+from ich_server.report.page import write_report
+from ich_server.results import ArmFound, Results
+from ich_server.rounds import Quarantine
+from ich_server.status import HospitalStatus, Phase, SetAside, Status
+from ich_server.study import RoundReport, StudyResult, run_study
+from ich_strategies.plan import Plan
+
+log = logging.getLogger(__name__)
+
+TELL = 2.0
+"""Seconds between two writings of the status."""
+
+
+class StoppedError(RunError):
+    """The coordinator asked the server to stop; the study can go on with --resume."""
+
+
+class Reporter:
+    """Keeps the status file true while a study runs, from a thread of its own, and obeys the coordinator's requests."""
+
+    def __init__(self, folder: Path, federation: Federation, address: str, link: Link) -> None:
+        self._folder, self._link = folder, link
+        self._lock = threading.Lock()
+        self._round_began = time.monotonic()
+        self._status = Status(
+            study=federation.name,
+            federation=federation.hash,
+            package=PACKAGE,
+            address=address,
+            process=os.getpid(),
+            phase="waiting",
+            updated=status.now(),
+            seeds=federation.training.seeds,
+            rounds=federation.training.rounds,
+        )
+
+    def tell(self, **changes: object) -> None:
+        """Write the status anew, with these changes."""
+        with self._lock:
+            hospitals = [
+                HospitalStatus(name=name, connected=seen.online, last_seen=_utc(seen.last))
+                for name, seen in self._link.seen().items()
+            ]
+            whole = {**self._status.model_dump(), **changes, "updated": status.now(), "hospitals": hospitals}
+            self._status = Status.model_validate(whole)
+            status.write(self._folder, self._status)
+
+    def add(self, seed: int, replies: list[Quarantine]) -> None:
+        """Remember replies that were set aside."""
+        known = [*self._status.set_aside, *(SetAside(seed=seed, **asdict(reply)) for reply in replies)]
+        self.tell(set_aside=known[-200:])
+
+    def round_done(self, report: RoundReport) -> None:
+        """Tell of a round; then wait while a pause is asked for. Raises StoppedError if a stop is."""
+        seconds, self._round_began = time.monotonic() - self._round_began, time.monotonic()
+        self.add(report.seed, list(report.quarantined))
+        self.tell(
+            phase="training", seed=report.seed, round=report.round, loss=report.loss, round_seconds=round(seconds, 2)
+        )
+        status.wait_while_paused(self._folder, lambda paused: self.tell(phase="paused" if paused else "training"))
+        if status.asked(self._folder, status.STOP):
+            status.withdraw(self._folder, status.STOP)
+            raise StoppedError("stopped as asked; every finished round is kept", hint="go on with --resume")
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Renew the status until the end, and say how it ended."""
+        ended = threading.Event()
+
+        def renew() -> None:
+            while not ended.wait(TELL):
+                try:
+                    self.tell()
+                except OSError as error:  # a full disk ends the study by its own words, not by this thread's
+                    log.warning("the status cannot be written: %s", error)
+
+        thread = threading.Thread(target=renew, daemon=True)
+        thread.start()
+        phase: Phase = "failed"
+        message = ""
+        try:
+            yield
+            phase = "finished"
+        except StoppedError as error:
+            phase, message = "stopped", str(error)
+            raise
+        except IchError as error:
+            message = str(error)
+            raise
+        except KeyboardInterrupt:
+            phase, message = "stopped", "interrupted"
+            raise
+        finally:
+            ended.set()
+            thread.join()
+            self.tell(phase=phase, message=message)
+
+
+def _utc(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def run(
+    federation: Federation,
+    link: Link,
+    out: Path,
+    reporter: Reporter,
+    *,
+    resume: bool,
+    watch: Callable[[RoundReport], None],
+) -> Results:
+    """Run the study of every seed with the admitted hospitals, hand the model over, and write the results to `out`.
+
+    Raises RunError as `run_study` does, and StoppedError.
+    """
+    studies: list[StudyResult] = []
+    arms: list[dict[str, ArmFound]] = []
+
+    def round_done(report: RoundReport) -> None:
+        watch(report)
+        reporter.round_done(report)
+
+    for seed in federation.training.seeds:
+        plan = Plan(federation, seed)
+        link.refresh()
+        reporter.tell(seed=seed, round=0)
+        study = run_study(
+            link.grid,
+            plan,
+            out / "seeds" / f"seed-{seed}",
+            hospitals=max(1, len(link.names)),
+            resume=resume,
+            watch=round_done,
+            names=link.names,
+        )
+        kept, failed = hand_over(link.grid, plan, study, {name: node for node, name in link.names.items()})
+        log.info("seed %s: the model is at %s", seed, ", ".join(kept) or "no hospital")
+        reporter.add(seed, failed)
+        studies.append(study)
+        arms.append(results.answered(study))
+    whole = results.assemble(federation, federation.training.seeds, studies, arms)
+    results.write(whole, out)
+    write_report(whole, out / "report.html")
+    return whole

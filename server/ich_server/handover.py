@@ -1,0 +1,36 @@
+"""After the last round: the model of all hospitals goes to every hospital, and each says what it has kept."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from ich_models.folds import ALL
+from ich_models.protocol import MODEL, ModelReply, ModelTask, rows_hash, to_record
+from ich_server.rounds import Failure, Quarantine, Request, exchange, read
+from ich_server.study import StudyResult
+from ich_strategies.plan import Plan
+
+HANDOVER = "hand-over"
+
+
+def hand_over(
+    grid: Grid, plan: Plan, result: StudyResult, nodes: Mapping[str, int]
+) -> tuple[list[str], list[Quarantine]]:
+    """Send the model to the hospitals of the study, by name in `nodes`: who has kept it, and who has not and why."""
+    rows = {name: np.ascontiguousarray(block) for name, block in result.of([ALL]).items()}
+    task = ModelTask(federation=plan.hash, seed=plan.seed, threshold=result.thresholds[ALL])
+    record = to_record(task, rows)
+    requests = [Request(name, (ALL,), record) for name in sorted(nodes) if name in result.hospitals]
+    kept: list[str] = []
+    failed: list[Quarantine] = []
+    deadline = plan.federation.quorum.deadline
+    for request, reply in exchange(grid, nodes, requests, MODEL, deadline, HANDOVER):
+        answer = read(reply, ModelReply, request.hospital)
+        if isinstance(answer, Failure):
+            failed.append(Quarantine(HANDOVER, request.hospital, answer.reason))
+        elif answer[0].sha256 != rows_hash(rows):
+            failed.append(Quarantine(HANDOVER, request.hospital, "another model than was sent"))
+        else:
+            kept.append(request.hospital)
+    return kept, failed
