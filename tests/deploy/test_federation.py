@@ -1,0 +1,105 @@
+"""The whole way with real processes: init, kit, admit, join, run; and the simulation's numbers at its end."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from processes import BIN, HOSPITALS, Federation, command, federation, write_study
+
+from ich_models.files import read_arrays
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    """A server and four hospitals over TLS, the study run to its end."""
+    folder = tmp_path_factory.mktemp("federation")
+    study = write_study(folder / "study")
+    with federation(folder, study) as made:
+        server = made.serve()
+        for name in HOSPITALS:
+            made.join(name)
+        assert server.wait(240) == 0, made.log("server")
+    return made
+
+
+@pytest.fixture(scope="module")
+def simulated(run: Federation) -> Path:
+    """The same study, simulated."""
+    out = run.folder / "simulated"
+    command("ich-simulate", run.study, "--data", run.study.parent / "data", "--out", out)
+    return out
+
+
+def test_the_federation_gives_the_bytes_of_the_simulation(run: Federation, simulated: Path) -> None:
+    """Final weights and constants of every fold, thresholds, answers, history: one file, byte for byte."""
+    (expected,) = simulated.glob("seeds/seed-*/study.safetensors")
+    assert run.final_bytes() == expected.read_bytes()
+
+
+def test_the_results_are_the_simulations_without_what_nobody_can_see(run: Federation, simulated: Path) -> None:
+    ours = json.loads((run.home / "results.json").read_text())
+    theirs = json.loads((simulated / "results.json").read_text())
+    assert list(ours["arms"]) == ["loho", "federated"]
+    for name, arm in ours["arms"].items():
+        assert arm["hospitals"] == theirs["arms"][name]["hospitals"]
+        assert arm["pooled"] is None
+    assert ours["hospitals"] == theirs["hospitals"]
+    assert ours["training"] == theirs["training"]
+    assert ours["quarantined"] == []
+    page = (run.home / "report.html").read_text()
+    assert all(name in page for name in HOSPITALS)
+
+
+def test_every_hospital_gets_the_model_of_all_hospitals(run: Federation) -> None:
+    rows, facts = read_arrays(next(run.home.glob("seeds/seed-*/study.safetensors")))
+    for name in HOSPITALS:
+        (path,) = (run.folder / name / "model").glob("*/seed-7/model.safetensors")
+        tensors, card = read_arrays(path)
+        assert tensors["weights"].tobytes() == rows["weights"][facts["folds"].index("all")].tobytes()
+        assert tensors["constants"].tobytes() == rows["constants"][facts["folds"].index("all")].tobytes()
+        assert card["threshold"] == facts["thresholds"]["all"]
+        assert json.loads((path.parent / "card.json").read_text()) == card
+
+
+def test_nothing_of_a_patient_is_at_the_server(run: Federation) -> None:
+    """Identifiers stand in every table; none stands in any file of the server, its log and its database included."""
+    for path in (path for path in run.home.rglob("*") if path.is_file()):
+        assert b"PATIENT-" not in path.read_bytes(), path
+    assert "PATIENT-" not in run.log("server")
+
+
+def test_private_keys_are_private_and_stay(run: Federation) -> None:
+    for name in HOSPITALS:
+        key = run.folder / name / f"{name}.key"
+        assert key.stat().st_mode & 0o777 == 0o600
+        secret = key.read_bytes().splitlines()[3]
+        assert all(secret not in path.read_bytes() for path in run.home.rglob("*") if path.is_file())
+    assert all((run.home / "pki" / name).stat().st_mode & 0o777 == 0o600 for name in ("ca.key", "server.key"))
+
+
+def test_status_tells_of_the_end(run: Federation) -> None:
+    text = command("ich-server", "status", "--home", run.home)
+    assert re.search(r"phase +finished", text)
+    assert "seed 7, round 4 of 4" in text
+    assert all(f"{name}: away" in text for name in HOSPITALS)
+
+
+def test_a_study_is_not_begun_over_another(run: Federation) -> None:
+    done = subprocess.run(
+        [BIN / "ich-server", "run", "--home", run.home],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "a study was begun here" in done.stderr
+    assert "--resume" in done.stderr
+
+
+def test_the_logs_say_what_was_done(run: Federation) -> None:
+    log = run.log("north")
+    assert "connected to 127.0.0.1" in log
+    assert re.search(r"round 4, train: \d+\.\d s, [\d,]+ bytes sent", log)
+    assert "hand-over" in log
