@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ich_models.networks.staged import Encoder
 from ich_models.networks.tabular import Standardise
 
 
@@ -49,8 +50,17 @@ class Layout:
 
 
 def _layout(network: nn.Module, keep: Callable[[nn.Module, str], bool]) -> Layout:
+    """Frozen encoders are in no layout: both sides have them, from the seed or from pinned weights."""
+    frozen = {
+        part
+        for encoder in network.modules()
+        if isinstance(encoder, Encoder) and encoder.frozen
+        for part in encoder.modules()
+    }
     shapes: dict[str, torch.Size] = {}
     for prefix, module in network.named_modules():
+        if module in frozen:
+            continue
         own = {**module._parameters, **module._buffers}
         for name, tensor in own.items():
             if tensor is not None and keep(module, name):
@@ -88,5 +98,5 @@ def row(network: nn.Module, layout: Layout) -> torch.Tensor:
     """A network's tensors as one row (1, size), copied."""
     state = network.state_dict()
     tensors = {name: state[name][None] for name in layout.shapes}
-    like = next(iter(network.parameters()))
-    return layout.pack(tensors, like.detach().reshape(1, -1))
+    like = next(tensor for tensor in state.values() if tensor.is_floating_point())
+    return layout.pack(tensors, like.reshape(1, -1))

@@ -1,23 +1,22 @@
 """F copies of one network, trained or evaluated in one pass: the folds of a hospital side by side."""
 
 from collections.abc import Mapping
-from typing import Final
 
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.modules.batchnorm import _NormBase
 
 from ich_models.batch import Batch, Output
-
-LOSS: Final = "bce"
-"""Name of the classification loss: binary cross-entropy on the logit, per sample."""
+from ich_models.losses import Objective
 
 
 def stackable(network: nn.Module) -> bool:
-    """Whether `torch.func.vmap` can train it: layers that update running statistics in place cannot be mapped."""
-    return not any(isinstance(module, _NormBase) and module.track_running_stats for module in network.modules())
+    """Whether `torch.func.vmap` can train it: running statistics that are updated in place and LSTMs cannot be mapped."""
+    return not any(
+        isinstance(module, nn.RNNBase) or (isinstance(module, _NormBase) and module.track_running_stats)
+        for module in network.modules()
+    )
 
 
 class Stack:
@@ -25,10 +24,12 @@ class Stack:
 
     One copy is the module itself, without the cost of the mapping; the numbers agree to rounding. Random layers draw
     the same numbers in every copy, as they would in one copy after another from the same seed.
+    Frozen parameters are copied too, since folds may differ in them; they ask for no gradient.
     """
 
     def __init__(self, network: nn.Module, copies: int) -> None:
         self.network = network
+        self.objective = Objective(network)
         self.copies = copies
         self.parameters: dict[str, torch.Tensor] = {}
         self.buffers: dict[str, torch.Tensor] = {}
@@ -36,7 +37,8 @@ class Stack:
             self._views()
             return
         for name, parameter in network.named_parameters():
-            self.parameters[name] = parameter.detach().expand(copies, *parameter.shape).clone().requires_grad_()
+            copied = parameter.detach().expand(copies, *parameter.shape).clone()
+            self.parameters[name] = copied.requires_grad_(parameter.requires_grad)
         for name, buffer in network.named_buffers():
             self.buffers[name] = buffer.expand(copies, *buffer.shape).clone()
 
@@ -59,20 +61,20 @@ class Stack:
     def _call(self, batch: Batch) -> Output:
         return self.network(batch)  # type: ignore[no-any-return]
 
-    def losses(self, batch: Batch) -> torch.Tensor:
-        """Mean loss of the batch under each copy: (F,). Differentiable."""
+    def losses(self, batch: Batch, epoch: float = 0.0) -> torch.Tensor:
+        """Loss of the batch under each copy, by the network's own terms as weighted in `epoch`: (F,). Differentiable."""
         if self.copies == 1:
-            return binary_cross_entropy_with_logits(self._call(batch).logits, batch.label)[None]
+            return self.objective(batch, epoch)[None]  # type: ignore[no-any-return]
 
         def one(parameters: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]) -> torch.Tensor:
-            output = functional_call(self.network, {**parameters, **buffers}, (batch,), tie_weights=False)
-            return binary_cross_entropy_with_logits(output.logits, batch.label)
+            tensors = {Objective.PREFIX + name: tensor for name, tensor in {**parameters, **buffers}.items()}
+            return functional_call(self.objective, tensors, (batch, epoch), tie_weights=False)  # type: ignore[no-any-return]
 
         return vmap(one, randomness="same")(self.parameters, self.buffers)
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Logits in evaluation mode: (F, B)."""
+        """Logits in evaluation mode: (F, B), or (F, B, S, 5)."""
         training = self.network.training
         self.network.eval()
         try:
@@ -82,6 +84,6 @@ class Stack:
             def one(parameters: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]) -> torch.Tensor:
                 return functional_call(self.network, {**parameters, **buffers}, (batch,), tie_weights=False).logits  # type: ignore[no-any-return]
 
-            return vmap(one)(self.parameters, self.buffers)
+            return vmap(one, randomness="same")(self.parameters, self.buffers)
         finally:
             self.network.train(training)
