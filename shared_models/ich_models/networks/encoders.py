@@ -246,6 +246,8 @@ class ConvNeXtEncoder(Encoder):
                 drop_path_rate=options.drop_path,
             )
         )
+        self.seen = nn.Identity()  # where class activation maps look
+        self.last = "seen"
         self._settle()
 
     def stem(self, image: torch.Tensor, visible: torch.Tensor | None = None) -> torch.Tensor:
@@ -267,7 +269,7 @@ class ConvNeXtEncoder(Encoder):
 
     def pool(self, features: torch.Tensor) -> torch.Tensor:
         """(N, widths[-1], h, w) -> (N, widths[-1]): mean over the plane, LayerNorm."""
-        pooled: torch.Tensor = self.net.layernorm(features.mean((-2, -1)))
+        pooled: torch.Tensor = self.net.layernorm(self.seen(features).mean((-2, -1)))
         return pooled
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from ich_models.errors import ConfigurationError
 from ich_models.networks.options import IchScore, NetworkOptions
 from ich_models.networks.tabular import logistic, mlp
 
@@ -46,5 +47,11 @@ def _make(options: NetworkOptions, columns: int, names: Sequence[str]) -> nn.Mod
 
 
 def _builder(module: str, name: str) -> Callable[..., nn.Module]:
-    found: Callable[..., nn.Module] = getattr(import_module(f"ich_models.networks.{module}"), name)
+    try:
+        found: Callable[..., nn.Module] = getattr(import_module(f"ich_models.networks.{module}"), name)
+    except ModuleNotFoundError as problem:
+        raise ConfigurationError(
+            f"this network needs the package '{problem.name}', which is not installed",
+            hint="pip install 'ich-federation[networks]'",
+        ) from problem
     return found
