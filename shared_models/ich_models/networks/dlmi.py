@@ -62,7 +62,7 @@ class DlmiNetwork(StagedNetwork):
         found: dict[str, torch.Tensor] = {}
         for path, encoder in self.encoders():
             name = path.removeprefix("members.")
-            found[name] = slice_features(encoder, images, real)
+            found[name] = slice_features(encoder, images, batch)
             found[f"{name}_logits"] = self.output[name](found[name])
         together = torch.stack([found[f"{name}_logits"] for name in self.members])
         # log(mean p) - log(mean(1 - p)): the logit of the mean, finite however sure the members are

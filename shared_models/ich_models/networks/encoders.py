@@ -215,7 +215,10 @@ class TextEncoder(Encoder):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         real = ids != PADDING
-        said = self.bert(ids, attention_mask=real.long(), output_hidden_states=bool(self.last_layers))
+        # the mask as it is added to the scores, (B, 1, L, L): given a flat one, BERT would look into it at every call
+        hidden = torch.zeros(ids.shape, dtype=self.bert.dtype, device=ids.device)
+        hidden = hidden.masked_fill(~real, torch.finfo(hidden.dtype).min)[:, None, None].expand(-1, 1, ids.shape[1], -1)
+        said = self.bert(ids, attention_mask=hidden, output_hidden_states=bool(self.last_layers))
         if self.last_layers:
             return torch.cat([layer[:, 0] for layer in said.hidden_states[-self.last_layers :]], dim=-1)
         tokens: torch.Tensor = said.last_hidden_state

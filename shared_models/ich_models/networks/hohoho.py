@@ -73,7 +73,7 @@ class HohohoNetwork(StagedNetwork):
             images = all_slices(batch)
             views = [
                 self.project(
-                    slice_features(self.image, turned(images, self.options.rotation, self.options.jitter), real)
+                    slice_features(self.image, turned(images, self.options.rotation, self.options.jitter), batch)
                 )
                 for _ in range(2)
             ]
@@ -81,7 +81,7 @@ class HohohoNetwork(StagedNetwork):
             return Output(nothing, {"one": views[0], "other": views[1], "real": real}, who)
         features = batch.features.get("image")
         if features is None:
-            features = slice_features(self.image, all_slices(batch), real)
+            features = slice_features(self.image, all_slices(batch), batch)
         if self.stage == "encoder":
             return Output(self.output(features), {"image": features}, who)
         read = self.sequence(features, real)

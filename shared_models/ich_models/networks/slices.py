@@ -32,9 +32,10 @@ def there(batch: Batch) -> torch.Tensor:
     return real & batch.who("image")[:, None]
 
 
-def slice_features(encoder: Encoder, images: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """(B, S, C, H, W) -> (B, S, width); padded slices pass no layer and are zero."""
-    features = among(encoder, images.flatten(0, 1), real.flatten(), encoder.shape)
+def slice_features(encoder: Encoder, images: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(B, S, C, H, W), of the batch's patients -> (B, S, width); padded slices pass no layer and are zero."""
+    real = None if batch.slices is None and "image" not in batch.present else there(batch).flatten()
+    features = among(encoder, images.flatten(0, 1), real, encoder.shape)
     return features.reshape(*images.shape[:2], *encoder.shape)
 
 
