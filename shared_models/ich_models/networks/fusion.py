@@ -5,12 +5,16 @@ from typing import Final, Literal
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softmax
 
 from ich_models.networks.staged import only
 
 MAPPED: Final = ("image", "text")
 """The modalities of ICHPro, in the order of its tokens."""
+
+MAPPABLE: Final = SDPBackend.MATH
+"""The attention that torch.func.vmap maps without a slow path, and whose dropout is then the same."""
 
 
 def perceptron(entering: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
@@ -147,7 +151,8 @@ class SelfAttention(nn.Module):
         hidden = ~there & there.any(1, keepdim=True)  # someone with nothing at all still needs a finite softmax
         # a float mask: torch's fast path for boolean ones is not made for torch.func.vmap
         bias = torch.zeros(hidden.shape, dtype=tokens.dtype, device=tokens.device).masked_fill(hidden, -torch.inf)
-        answer, _ = self.attention(tokens, tokens, tokens, key_padding_mask=bias, need_weights=False)
+        with sdpa_kernel(MAPPABLE):
+            answer, _ = self.attention(tokens, tokens, tokens, key_padding_mask=bias, need_weights=False)
         return torch.where(there[..., None], self.norm(tokens + answer), torch.zeros_like(tokens))
 
 
@@ -214,16 +219,15 @@ class Perceiver(nn.Module):
         super().__init__()
         self.into_text = perceptron(width, [hidden, width], dropout)
         self.layer = nn.TransformerEncoderLayer(width, heads, feed_forward, dropout, activation="gelu")
-        # tokens come first in it, so that dropout meets the same memory layout whether or not folds are mapped;
-        # attention between two tokens has no dropout, since torch draws that differently when mapped
-        self.layer.self_attn.dropout = 0.0
+        # tokens come first in it, so that dropout meets the same memory layout whether or not folds are mapped
         self.back = perceptron(width, [hidden, width], dropout)
 
     def forward(
         self, image: torch.Tensor, text: torch.Tensor, who: Mapping[str, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         pair = torch.stack([only(self.into_text(image), who["image"]), text], dim=0)
-        seen, read = self.layer(pair).unbind(0)
+        with sdpa_kernel(MAPPABLE):
+            seen, read = self.layer(pair).unbind(0)
         return seen, read, self.back(read)
 
 
@@ -254,7 +258,8 @@ class OneWay(nn.Module):
 
     def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         asked = self.norm_tokens(tokens)
-        answer, _ = self.attention(self.norm_queries(queries), asked, asked, need_weights=False)
+        with sdpa_kernel(MAPPABLE):
+            answer, _ = self.attention(self.norm_queries(queries), asked, asked, need_weights=False)
         queries = queries + answer
         result: torch.Tensor = queries + self.mlp(self.norm(queries))
         return result
