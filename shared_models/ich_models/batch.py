@@ -154,10 +154,16 @@ class Batch:
         """The patients in batches of these sizes, in their order, without a copy."""
         if sum(sizes) != len(self):
             raise ValueError(f"{len(self)} patients in batches of {sum(sizes)}")
-        start = 0
-        for size in sizes:
-            first, start = start, start + size
-            yield self._each(lambda tensor, first=first, size=size: tensor.narrow(0, first, size))  # type: ignore[misc]
+        names = [name for name in ("table", "label", "image", "text", "slices") if getattr(self, name) is not None]
+        parts = zip(*(getattr(self, name).split(sizes) for name in names), strict=True)
+        masks = {modality: mask.split(sizes) for modality, mask in self.present.items()}
+        kept = {modality: values.split(sizes) for modality, values in self.features.items()}
+        for index, tensors in enumerate(parts):
+            yield Batch(
+                **{"table": None, **dict(zip(names, tensors, strict=True))},
+                present={modality: split[index] for modality, split in masks.items()},
+                features={modality: split[index] for modality, split in kept.items()},
+            )
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,15 @@ EPS: Final = 1e-8
 
 @dataclass(frozen=True)
 class PerSample:
-    """A number per patient, `values` (B,), and `who` (B,) bool: the patients whom the term concerns."""
+    """A number per patient, `values` (B,), and `who` (B,) bool: the patients whom the term concerns (None: everyone)."""
 
     values: torch.Tensor
-    who: torch.Tensor
+    who: torch.Tensor | None = None
 
     def mean(self) -> torch.Tensor:
         """Over the patients concerned; 0 if there are none."""
+        if self.who is None:
+            return self.values.mean()
         kept = torch.where(self.who, self.values, torch.zeros_like(self.values))
         return kept.sum() / self.who.sum().clamp(min=1)
 
@@ -65,11 +67,15 @@ class Term:
             raise TypeError(f"term '{self.name}' is {'not ' * (not self.per_sample)}marked per_sample")
         return value.mean() if isinstance(value, PerSample) else value
 
+    def weighted(self, output: Output, batch: Batch, epoch: float) -> torch.Tensor:
+        """The loss of the batch with its weight in `epoch`."""
+        value, weight = self.scalar(output, batch), self.at(epoch)
+        return value if weight == 1.0 else weight * value
+
 
 def outcome(output: Output, batch: Batch) -> PerSample:
     """Binary cross-entropy on one logit per patient, (B,)."""
-    values = binary_cross_entropy_with_logits(output.logits, batch.label, reduction="none")
-    return PerSample(values, torch.ones_like(values, dtype=torch.bool))
+    return PerSample(binary_cross_entropy_with_logits(output.logits, batch.label, reduction="none"))
 
 
 BCE: Final = (Term("bce", outcome, per_sample=True),)
@@ -106,9 +112,10 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, epoch: float = 0.0) -> torch.Tensor:
         output: Output = self.network(batch)
-        total = output.logits.new_zeros(())
-        for term in terms_of(self.network):
-            total = total + term.at(epoch) * term.scalar(output, batch)
+        first, *others = terms_of(self.network)
+        total = first.weighted(output, batch, epoch)
+        for term in others:
+            total = total + term.weighted(output, batch, epoch)
         return total
 
 
@@ -118,7 +125,7 @@ class Objective(nn.Module):
 def over_elements(values: torch.Tensor, slices: torch.Tensor | None) -> PerSample:
     """(B, S, K) -> mean per patient over its slices and all K; a patient without slices is not concerned."""
     if slices is None:
-        return PerSample(values.flatten(1).mean(1), torch.ones(len(values), dtype=torch.bool, device=values.device))
+        return PerSample(values.flatten(1).mean(1))
     kept = torch.where(slices[..., None], values, torch.zeros_like(values)).sum((1, 2))
     count = slices.sum(1)
     return PerSample(kept / (count.clamp(min=1) * values.shape[-1]), count > 0)

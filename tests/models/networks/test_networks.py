@@ -477,3 +477,30 @@ def test_tiny_is_a_preset_and_any_key_can_still_be_set() -> None:
     assert chosen.image.widths == (4, 8, 16, 32)
     assert chosen.image.normalisation == "group"
     assert options("ichpro").image.width == 2048
+
+
+# --- at the published size --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ichpro", "vdafm", "mednvc", "hohoho", "dlmi"])
+def test_published_size_learns_on_a_processor(name: str) -> None:
+    """One patient at the published input, forward and backward in every stage (docs/models.md has times and memory)."""
+    network = build(options(name), 14, 0).train()
+    shapes = INPUTS[name]
+    batch = Batch(
+        None if shapes.table is None else torch.randn(1, 14),
+        torch.ones(1, *shapes.label.shape[1:]),
+        image=None if shapes.image is None else torch.randn(1, *shapes.image.shape[1:]),
+        text=None if shapes.text is None else torch.randint(110, 20_000, (1, 64)),
+    )
+    for stage in STAGES[name] if name != "ichpro" else ["train"]:  # without heads on the encoders it has one
+        network.enter(stage)
+        network.train()
+        network.zero_grad(set_to_none=True)
+        loss = Stack(network, 1).losses(batch)
+        loss.sum().backward()
+        assert torch.isfinite(loss).all()
+        gradients = [p.grad for p in network.parameters() if p.requires_grad and p.grad is not None]
+        assert gradients
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
