@@ -352,6 +352,15 @@ def test_a_network_travels_as_one_row_and_back(name: str) -> None:
     assert torch.equal(evaluated(receiver, patients(name)), evaluated(sender, patients(name)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_tensor_is_shared(name: str) -> None:
+    """A tied weight would travel twice, and gradient hooks fail on it."""
+    network = tiny(name)
+    places = [tensor.data_ptr() for tensor in [*network.parameters(), *network.buffers()] if tensor.numel()]
+    assert len(places) == len(set(places))
+    assert len(list(network.named_parameters(remove_duplicate=False))) == len(list(network.parameters()))
+
+
 # --- stages and terms -------------------------------------------------------------------------------------------------
 
 
