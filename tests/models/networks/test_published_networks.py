@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ich_models.batch import Batch
 from ich_models.losses import alignment, similarity_distribution
+from ich_models.networks.encoders import block
 from ich_models.networks.hohoho import SliceSequence
 from ich_models.networks.mednvc import _hide, _patches
 from ich_models.networks.registry import build
@@ -98,6 +99,19 @@ def test_vdafm_semantic_alignment_by_patient() -> None:
         assert found.values[row].item() == pytest.approx(want, abs=1e-5)
 
 
+def test_vdafm_contrast_is_half_of_both_directions() -> None:
+    network, batch = tiny("vdafm").eval(), patients("vdafm", count=5)
+    output = network(batch)
+    v, t = (output.embeddings[name].detach().double().numpy() for name in ("image", "text"))
+    cosine = v @ t.T / np.linalg.norm(v, axis=1)[:, None] / np.linalg.norm(t, axis=1)
+    scores = np.exp(cosine / 0.07)
+    forth = -np.log(np.diag(scores) / scores.sum(1)).mean()
+    back = -np.log(np.diag(scores) / scores.sum(0)).mean()
+    assert abs(forth - back) > 1e-3
+    terms = {term.name: term for term in network.terms}
+    assert terms["contrast"].scalar(output, batch).item() == pytest.approx((forth + back) / 2, rel=1e-4)
+
+
 # --- mednvc -----------------------------------------------------------------------------------------------------------
 
 
@@ -123,6 +137,48 @@ def test_nothing_leaks_from_hidden_pixels() -> None:
     assert not torch.equal(features(torch.where(wide > 0, image + 1, image)), found)
     open_everywhere = network.image.through(network.image.stem(image, torch.ones_like(visible)), range(4))
     torch.testing.assert_close(open_everywhere, network.image.through(network.image.stem(image), range(4)))
+
+
+def test_a_masked_block_is_a_sparse_block() -> None:
+    """A block on the list of visible places alone: GRN's norm must not know of the others."""
+    torch.manual_seed(0)
+    network = tiny("mednvc").double().eval()
+    layer = network.image.net.encoder.stages[1].layers[0]
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    visible = torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 0, 0]], dtype=torch.float64)[None, None]
+    wide = visible.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    features = torch.randn(1, 16, 6, 6, dtype=torch.float64) * wide
+    found = block(layer, features, visible)
+    places = wide[0, 0] > 0
+    x = layer.layernorm(layer.dwconv(features)[0][:, places].T)
+    x = nn.functional.gelu(layer.pwconv1(x))
+    norm = x.square().sum(0).sqrt()
+    x = layer.grn.weight[0, 0, 0] * (x * norm / (norm.mean() + 1e-6)) + layer.grn.bias[0, 0, 0] + x
+    want = features[0][:, places].T + layer.pwconv2(x)
+    torch.testing.assert_close(found[0][:, places].T, want)
+    assert not found[0][:, ~places].any()
+
+
+def test_hidden_places_are_zero_wherever_a_convolution_looks_around() -> None:
+    """Also after a down-sampling layer, whose norm and bias would put constants there."""
+    torch.manual_seed(0)
+    network = tiny("mednvc").eval()
+    for name, parameter in network.named_parameters():
+        if "layernorm" in name or "bias" in name:
+            nn.init.normal_(parameter)
+    visible = torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 0, 0]])[None, None]
+    seen: list[torch.Tensor] = []
+    for name, module in network.image.named_modules():
+        if name.endswith("dwconv"):
+            module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    network.image.through(network.image.stem(torch.randn(1, 3, 96, 96), visible), range(4), visible)
+    assert [features.shape[-1] for features in seen] == [24, 12, 6, 3]
+    for features in seen:
+        side = features.shape[-1] // 3
+        hidden = visible.repeat_interleave(side, -1).repeat_interleave(side, -2) == 0
+        assert not features.masked_select(hidden).any()
+        assert features.masked_select(~hidden).any()
 
 
 def test_the_same_share_of_patches_is_hidden_in_every_image() -> None:
