@@ -290,6 +290,7 @@ def _contradictions(federation: Federation) -> list[tuple[tuple[str | int, ...],
         *task.outcome.contradictions(table.variables, task.timeline, task.predict_at),
         *table.contradictions(task.outcome, task.timeline, task.predict_at),
         *_strategy_needs(federation),
+        *_network_needs(federation),
     ]
 
 
@@ -300,6 +301,21 @@ def _strategy_needs(federation: Federation) -> list[tuple[tuple[str | int, ...],
                 ("training", "strategy", "name"),
                 f"fedbn keeps normalisation layers local, and network '{federation.network.name}' has none",
                 "use network {name: mlp, normalisation: batch} (or layer), or strategy fedavg",
+            )
+        ]
+    return []
+
+
+def _network_needs(federation: Federation) -> list[tuple[tuple[str | int, ...], str, str]]:
+    """A network without its modality would learn from nothing: every patient lacks it."""
+    offered = [name for name in Modalities.model_fields if getattr(federation.modalities, name) is not None]
+    missing = [name for name in federation.network.uses if name not in offered]
+    if missing:
+        return [
+            (
+                ("network", "name"),
+                f"network '{federation.network.name}' uses {' and '.join(missing)}, which modalities does not have",
+                "add it under modalities, or leave it out of network.modalities where the network has such a list",
             )
         ]
     return []

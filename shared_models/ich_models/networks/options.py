@@ -1,6 +1,6 @@
 """What `network:` may say in federation.yaml, one class per network; the networks themselves are in the registry."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
@@ -23,6 +23,11 @@ class Network(Strict):
     def has_normalisation(self) -> bool:
         """Whether it has normalisation layers (FedBN keeps them at the hospital)."""
         return False
+
+    @property
+    def uses(self) -> Sequence[str]:
+        """The modalities that it looks at."""
+        return ("table",)
 
 
 class Logistic(Network):
@@ -187,6 +192,10 @@ class Sized(Network):
     def has_normalisation(self) -> bool:
         return True
 
+    @property
+    def uses(self) -> Sequence[str]:
+        return ("image",)
+
 
 # --- the five networks ------------------------------------------------------------------------------------------------
 
@@ -242,6 +251,10 @@ class IchPro(Sized):
     """Give the encoders heads of their own: the stages `encoders` and `fusion` can then train one after the other."""
     tail: DenseNet = DenseNet(name="densenet")
     losses: IchProLosses = IchProLosses()
+
+    @property
+    def uses(self) -> Sequence[str]:
+        return self.modalities
 
     TINY: ClassVar[Mapping[str, Any]] = {
         "image": TINY_VOLUME,
@@ -308,6 +321,10 @@ class Vdafm(Sized):
     """Of the table's fully connected layer."""
     losses: VdafmLosses = VdafmLosses()
 
+    @property
+    def uses(self) -> Sequence[str]:
+        return self.modalities
+
     TINY: ClassVar[Mapping[str, Any]] = {
         "image": {**TINY_VOLUME, "frozen": False},
         "text": {**TINY_TEXT, "frozen": False},
@@ -350,6 +367,10 @@ class MedNvc(Sized):
     """Their side, pixels."""
     decoder: PositiveInt = 512
     """Width of the pre-training's decoder block."""
+
+    @property
+    def uses(self) -> Sequence[str]:
+        return ("image", "table")
 
     TINY: ClassVar[Mapping[str, Any]] = {
         "image": {"widths": [8, 16, 32, 64], "layers": [1, 1, 1, 1]},
@@ -442,6 +463,10 @@ class Concat(Sized):
     text: Bert = Bert()
     hidden: PositiveInt = 64
     dropout: Share = 0.2
+
+    @property
+    def uses(self) -> Sequence[str]:
+        return self.modalities
 
     TINY: ClassVar[Mapping[str, Any]] = {"image": TINY_VOLUME, "text": TINY_TEXT}
 

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from small_networks import COLUMNS, MODALITIES, NAMES, learning, numbers, option
 
 from ich_models import exchange
 from ich_models.batch import Batch
+from ich_models.errors import ConfigurationError
+from ich_models.federation import load_federation
 from ich_models.losses import coupled
 from ich_models.networks.registry import build
 from ich_models.networks.tabular import Standardise
@@ -26,6 +29,21 @@ STAGES = {
     "image_only": ["train"],
 }
 EACH_STAGE = [(name, stage) for name in NAMES for stage in STAGES[name]]
+
+
+SMALL_STUDY = """\
+name: small
+task:
+  timeline: [admission, later]
+  predict_at: admission
+  outcome: {variable: mrs, at: later, poor: ">= 3"}
+modalities:
+  table:
+    predictors: [age]
+    variables: {age: {type: number, known_at: admission}, mrs: {type: integer, known_at: later}}
+training: {stages: [{rounds: 1, epochs: 1, batch: all, optimizer: {name: sgd, lr: 0.1}}]}
+network: NETWORK
+"""
 
 
 # --- published sizes --------------------------------------------------------------------------------------------------
@@ -486,6 +504,30 @@ def test_tiny_is_a_preset_and_any_key_can_still_be_set() -> None:
     assert chosen.image.widths == (4, 8, 16, 32)
     assert chosen.image.normalisation == "group"
     assert options("ichpro").image.width == 2048
+
+
+@pytest.mark.parametrize(
+    ("network", "missing"),
+    [
+        ("{name: ichpro, size: tiny}", "image and text"),
+        ("{name: mednvc}", "image"),
+        ("{name: hohoho}", "image"),
+        ("{name: concat, modalities: [text, table]}", "text"),
+        ("{name: concat, modalities: [table]}", ""),
+        ("{name: ich_score}", ""),
+    ],
+)
+def test_a_study_must_have_what_its_network_looks_at(tmp_path: Path, network: str, missing: str) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text(SMALL_STUDY.replace("NETWORK", network))
+    if missing:
+        with pytest.raises(ConfigurationError) as caught:
+            load_federation(path)
+        (problem,) = caught.value.problems
+        assert f"uses {missing}, which modalities does not have" in problem.message
+        assert problem.where.startswith(f"{path}:11:")
+    else:
+        assert load_federation(path).value.network.name in network
 
 
 # --- at the published size --------------------------------------------------------------------------------------------
