@@ -75,7 +75,7 @@ def hospital(name: str, patients: int = 60, seed: int = 0, *, missing: float = 0
     labels[:2] = 0, 1  # both classes are there
     table[generator.random(table.shape) < missing] = np.nan
     ids = tuple(f"{name}-{number}" for number in range(patients))
-    return Hospital(name, Patients(ids, table, labels), Limits(), {}, ())
+    return Hospital(name, Patients(ids, table, labels), Limits(small_cells=0), {}, ())
 
 
 def hospitals() -> list[Hospital]:

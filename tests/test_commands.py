@@ -263,7 +263,9 @@ def test_check_says_what_the_table_holds(study: Path) -> None:
     assert (east["name"], east["patients"], east["events"], east["prevalence"]) == ("east", 6, 3, 0.5)
     assert east["excluded"] == {"outcome unknown": 1}
     assert east["small_cells"] == {"federation": 12, "hospital": 15, "k": 15}
-    assert east["warnings"] == []
+    assert [warning["message"] for warning in east["warnings"]] == [
+        "hospital 'east' will not take part: sums over 3 patients would leave, and k is 15"
+    ]
     empty = {"unit": None, "low": None, "high": None, "levels": {}, "known_at": "admission"}
     assert east["predictors"] == [
         {**empty, "name": "age", "unit": "years", "missing": 1, "low": 55.0, "high": 90.0},
@@ -299,7 +301,7 @@ def test_check_says_what_is_sent(study: Path) -> None:
 def test_nothing_is_sent_that_check_does_not_tell_of() -> None:
     """Whoever adds to a reply adds to `ich_client.check`, then here."""
     assert {kind.__name__: " ".join(kind.model_fields) for kind in REPLIES} == {
-        "StatisticsReply": "hospital schema_hash parts",
+        "StatisticsReply": "hospital schema_hash patients events excluded parts",
         "PartStatistics": "patients events count mean m2",
         "TrainReply": "hospital patients losses validation_losses",
         "ThresholdReply": "hospital thresholds validation_losses",
@@ -343,7 +345,8 @@ def test_layers_that_stay_at_the_hospital_are_sent_once(study: Path, tmp_path: P
 
 def test_check_on_the_terminal(study: Path) -> None:
     done = run("ich-client", "check", "federation.yaml", "--hospitals", "hospitals", "--data", ".", folder=study)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert done.stderr.count("will not take part") == 2, "six and twelve patients, and k is 15 and 12"
     text = " ".join(done.stdout.split())
     assert "Hospital east patients 6 events 3 (50.0 %) left out outcome unknown: 1 small cells k = 15" in text
     assert "age admission 1 55 to 90 years" in text
@@ -361,8 +364,9 @@ def test_warnings_go_to_the_standard_error_and_stand_in_the_json(study: Path, tm
     assert "warning: " in done.stderr
     assert "the study has no variable 'ages'" in done.stderr
     assert "warning: " not in done.stdout
-    (warning,) = json.loads(call(*command, "--json"))["hospitals"][0]["warnings"]
-    assert warning["message"] == "the study has no variable 'ages'"
+    unknown, few = json.loads(call(*command, "--json"))["hospitals"][0]["warnings"]
+    assert unknown["message"] == "the study has no variable 'ages'"
+    assert few["message"].endswith("sums over 3 patients would leave, and k is 12")
 
 
 @pytest.mark.realdata
@@ -435,8 +439,12 @@ def test_server_check_refuses_with_the_place(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def results(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that a simulation of the study wrote."""
-    out = tmp_path_factory.mktemp("simulated") / "out"
-    done = run("ich-simulate", study / "federation.yaml", "--data", study, "--out", out)
+    folder = tmp_path_factory.mktemp("simulated")
+    out = folder / "out"
+    shutil.copytree(study, folder, dirs_exist_ok=True)  # six patients are too few for any k
+    for path in (folder / "federation.yaml", *(folder / "hospitals").iterdir()):
+        path.write_text(re.sub(r"small_cells: \d+", "small_cells: 0", path.read_text()))
+    done = run("ich-simulate", folder / "federation.yaml", "--data", folder, "--out", out)
     assert done.returncode == 0, done.stderr
     return out
 

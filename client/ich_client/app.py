@@ -9,11 +9,11 @@ from typing import Final, TypeVar
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ich_client import work
+from ich_client import egress, tasks, work
 from ich_client.hospital import HospitalConfig
 from ich_client.site import Site
 from ich_client.tables import load_hospitals
-from ich_client.work import RefusedError
+from ich_client.tasks import RefusedError
 from ich_models.errors import Code, ConfigurationError, IchError
 from ich_models.federation import load_federation
 from ich_models.protocol import (
@@ -90,13 +90,14 @@ def _reply(
         if (task.protocol, task.package) != (PROTOCOL, PACKAGE):
             raise RefusedError(
                 Code.PROTOCOL,
-                f"the server speaks protocol {task.protocol} of version {task.package}, "
+                f"the server speaks protocol {task.protocol} of version {task.package!r}, "
                 f"this hospital {PROTOCOL} of {PACKAGE}: install the same version on both sides",
             )
         site = site_of(context, task.seed)
         if task.federation != site.plan.hash:
             raise RefusedError(Code.FEDERATION, "the server's federation file is not the one that this hospital holds")
-        return to_record(*handler(site, task, rows))
+        tasks.check(site.plan, site.hospital.name, task, rows)
+        return to_record(*egress.release(site, task, *handler(site, task, rows)))
     except RefusedError as refusal:
         log.error("refused (code %s): %s", refusal.code, refusal)
         return to_record(Refusal(code=refusal.code))
@@ -132,6 +133,8 @@ def site_of_node(context: Context, seed: int) -> Site:
 @lru_cache(maxsize=4)
 def _site(federation: Path, hospital: Path, data: Path, state: Path, seed: int) -> Site:
     document = load_federation(federation)
+    if seed not in document.value.training.seeds:
+        raise RefusedError(Code.FEDERATION, f"seed {seed}, and the study has {document.value.training.seeds}")
     found = load_hospitals([load(hospital, HospitalConfig)], data, document)
     if len(found) != 1:
         raise ConfigurationError(f"{len(found)} hospitals in one file", where=str(hospital), hint="leave out split_by")

@@ -1,6 +1,6 @@
 """What `ich-client check` finds: a hospital's table as the study sees it, and what the study will ask of the hospital."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ich_client import egress
 from ich_client.hospital import HospitalConfig, load_mappings
 from ich_client.splits import split
 from ich_client.tables import Hospital, load_hospitals
@@ -178,7 +179,7 @@ def _sent(plan: Plan) -> list[Sent]:
 def _statistics(plan: Plan) -> str:
     parts = plan.federation.evaluation.folds
     return (
-        "the hospital's name, a hash of what may travel, patients, events, and for each of"
+        "the hospital's name, a hash of what may travel, patients, events, patients left out by reason, and for each of"
         f" {len(plan.columns)} columns how many values are known, their mean and sum of squared deviations: of the training"
         f" patients{f', and of these without each of {parts} parts' if parts else ''}"
     )
@@ -206,14 +207,24 @@ def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Foun
             name=hospital.name,
             patients=len(hospital.patients),
             events=int(hospital.patients.labels.sum()),
-            excluded=dict(hospital.excluded),
+            excluded={str(reason): count for reason, count in hospital.excluded.items()},
             predictors=_predictors(federation, hospital.patients.table),
             folds=_folds(federation, hospital),
             small_cells=SmallCells(federation.evaluation.small_cells, hospital.limits.small_cells),
-            warnings=hospital.warnings,
+            warnings=(*hospital.warnings, *_too_small(federation, hospital)),
         )
         for hospital in hospitals
     )
+
+
+def _too_small(federation: Federation, hospital: Hospital) -> Iterator[Problem]:
+    k = max(federation.evaluation.small_cells, hospital.limits.small_cells)
+    smallest = egress.smallest_group(hospital.patients.labels, federation.evaluation)
+    if smallest < k:
+        yield Problem(
+            f"hospital '{hospital.name}' will not take part: sums over {smallest} patients would leave, and k is {k}",
+            hint="a study with fewer folds needs fewer patients; k is small_cells of the study and of this hospital",
+        )
 
 
 OTHERS = "without:OTHER"

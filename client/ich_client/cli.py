@@ -26,9 +26,6 @@ app = console.application(
 MOST_IN_FULL: Final = 8
 """Hospitals up to which each is shown in full; beyond that each has one line."""
 
-NOT_APPLIED: Final = "this version does not apply it: counts are sent as they are"
-"""True as long as nothing between a hospital and the server holds small counts back."""
-
 
 @app.command(epilog="Example: ich-client check federation.yaml hospital.yaml --data /data/registry")
 def check(
@@ -137,7 +134,7 @@ def _facts(found: Found) -> Table:
         events=f"{found.events:,} ({found.events / found.patients:.1%})".replace("%", " %"),
         left_out=", ".join(f"{reason}: {count:,}" for reason, count in found.excluded.items()) or "nobody",
         small_cells=f"k = {cells.k}, the larger of the study's {cells.federation} and this hospital's {cells.hospital}"
-        + (f"; {NOT_APPLIED}" if cells.k else ""),
+        + ("" if cells.k else ": every count is sent as it is"),
         warnings=len(found.warnings),
     )
 

@@ -216,7 +216,7 @@ class Limits(Strict):
     """What the hospital allows; it may tighten what the federation asks for."""
 
     small_cells: Annotated[int, Field(ge=0)] = 10
-    """Counts below this do not leave the hospital. 0 is for simulations."""
+    """Counts below this do not leave the hospital, nor figures that tell them; the study may ask for more."""
     threads: PositiveInt = 1
 
 

@@ -29,6 +29,11 @@ class Site:
         self._moments: dict[int, Moments] = {}
         self._batches: dict[tuple[int, str], Batch] = {}
 
+    @property
+    def small_cells(self) -> int:
+        """k: a hospital can raise the study's, not lower it."""
+        return max(self.plan.federation.evaluation.small_cells, self.hospital.limits.small_cells)
+
     def split(self, part: int) -> Split:
         """The patients' roles when `part` is held out (0: none but the test share)."""
         if part not in self._splits:

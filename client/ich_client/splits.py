@@ -19,11 +19,6 @@ class Split:
     validation: Indices
     test: Indices
 
-    @property
-    def learning(self) -> Indices:
-        """Training and validation patients together, in file order."""
-        return np.sort(np.concatenate([self.train, self.validation]))
-
 
 def split(labels: NDArray[np.int64], evaluation: Evaluation, part: int) -> Split:
     """Split a hospital's patients, by outcome where each class has enough of them.

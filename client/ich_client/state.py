@@ -8,10 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich_models.files import read_arrays, write_arrays
-from ich_models.protocol import Rows
-
-KEPT_ROUNDS = 2
-"""A server that resumes asks for its last round again: the state before that round must still be there."""
+from ich_models.protocol import ROUNDS_KEPT, Rows
 
 
 class State:
@@ -44,7 +41,7 @@ class State:
         digest = hashlib.sha256("\n".join(folds).encode()).hexdigest()[:12]
         write_arrays(self._folder / f"round-{round_number:06d}-{digest}.safetensors", rows, list(folds))
         rounds = self._rounds()
-        current = sorted(number for number in rounds if number <= round_number)[-KEPT_ROUNDS:]
+        current = sorted(number for number in rounds if number <= round_number)[-ROUNDS_KEPT:]
         for number in set(rounds) - set(current):
             for path in rounds[number]:
                 path.unlink(missing_ok=True)

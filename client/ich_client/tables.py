@@ -16,9 +16,10 @@ from ich_client.splits import too_few
 from ich_models import clinical
 from ich_models.batch import Patients
 from ich_models.clinical import Value
-from ich_models.errors import DataError, Problem
+from ich_models.errors import DataError, Exclusion, Problem
 from ich_models.federation import Federation
 from ich_models.metrics import delong
+from ich_models.strict import NAME
 from ich_models.variables import Variable
 from ich_models.yaml_config import Document
 
@@ -36,7 +37,7 @@ class Hospital:
     name: str
     patients: Patients
     limits: Limits
-    excluded: Mapping[str, int]
+    excluded: Mapping[Exclusion, int]
     warnings: tuple[Problem, ...]
 
 
@@ -129,9 +130,18 @@ def _parts(sheet: Sheet, document: Document[HospitalConfig]) -> tuple[list[_Part
         hint = "fill it in, or delete these rows"
         problems.append(Problem(f"no hospital: '{table.split_by}' is empty", sheet.place(nowhere), hint))
     least = table.min_patients or 1
-    parts = [_Part(f"{name}-{_slug(value)}", rows) for value, rows in groups.items() if len(rows) >= least]
-    if not parts and groups:
-        most = max(map(len, groups.values()))
+    parts = []
+    for value, rows in groups.items():
+        hospital = f"{name}-{_slug(value)}"
+        if len(rows) >= least and not re.fullmatch(NAME, hospital):
+            message = (
+                f"'{table.split_by}' {value[:40]!r} gives the hospital's name '{hospital[:80]}', which is too long"
+            )
+            problems.append(Problem(message, sheet.place(rows), "names have 64 characters at most: shorten it"))
+        elif len(rows) >= least:
+            parts.append(_Part(hospital, rows))
+    most = max(map(len, groups.values()), default=least)
+    if most < least:
         message = f"none of the {len(groups)} hospitals of {sheet.name} has {least} patients"
         problems.append(
             Problem(message, document.where("table", "min_patients"), f"the largest has {most}: lower min_patients")
@@ -216,14 +226,14 @@ def _hospitals(
 
 def _kept(
     part: _Part, columns: Mapping[str, Mapping[int, Value]], federation: Federation
-) -> tuple[list[int], dict[str, int]]:
+) -> tuple[list[int], dict[Exclusion, int]]:
     """The rows that make patients, and how many do not, by reason."""
     table, outcome = federation.modalities.table, columns[federation.task.outcome.variable]
     imputed = [name for name, variable in table.chosen.items() if variable.missing == "impute" and name in columns]
     known = [row for row in part.rows if outcome[row] is not None]
     complete = [row for row in known if all(columns[name][row] is not None for name in imputed)]
     kept = complete if table.complete_cases else known
-    counts = {"outcome unknown": len(part.rows) - len(known), "a predictor missing": len(known) - len(kept)}
+    counts = {Exclusion.OUTCOME: len(part.rows) - len(known), Exclusion.PREDICTOR: len(known) - len(kept)}
     return kept, {reason: count for reason, count in counts.items() if count}
 
 
@@ -235,7 +245,7 @@ def _label(value: Value, federation: Federation) -> bool:
 def _outcome_problems(
     part: _Part,
     labels: NDArray[np.int64],
-    excluded: Mapping[str, int],
+    excluded: Mapping[Exclusion, int],
     document: Document[HospitalConfig],
     federation: Federation,
 ) -> tuple[list[Problem], list[Problem]]:

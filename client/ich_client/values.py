@@ -11,7 +11,7 @@ from ich_client.cells import meaning, number
 from ich_client.hospital import Cases, Column, HospitalConfig, Interval, TableFile
 from ich_client.sheets import Sheet, likely
 from ich_client.units import conversion, unit_name
-from ich_models.clinical import Value
+from ich_models.clinical import LARGEST_NUMBER, Value
 from ich_models.errors import Problem
 from ich_models.variables import Variable
 from ich_models.yaml_config import Document
@@ -236,6 +236,11 @@ def _within(name: str, variable: Variable, value: float, said: str, out_of_range
         span = f"{low:g} to {high:g}" if low < 0 else f"{low:g}-{high:g}"
         hint = "correct the value, check the unit, or set out_of_range: missing in the mapping"
         raise _Bad("range", " ".join(filter(None, [name, _short(said), "outside", span, variable.unit])), hint)
+    if abs(value) > LARGEST_NUMBER:
+        if out_of_range == "missing":
+            return None
+        hint = "correct the value, or set out_of_range: missing in the mapping"
+        raise _Bad("range", f"{name} {_short(said)} is larger than any number may be ({LARGEST_NUMBER:g})", hint)
     if variable.type == "integer" and not value.is_integer():
         raise _Bad(
             "whole", f"{name} {_short(said)} is not a whole number", f"'{name}' counts in whole numbers in the study"

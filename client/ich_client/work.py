@@ -1,6 +1,7 @@
 """What a hospital does when asked: statistics, training, thresholds, evaluation; a task in, a reply out."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ich_client.site import Site
+from ich_client.tasks import RefusedError
 from ich_client.train import Direction, fit
 from ich_models.batch import Batch
 from ich_models.errors import Code
@@ -15,6 +17,10 @@ from ich_models.folds import Fold, parse
 from ich_models.metrics import evaluate as measure
 from ich_models.metrics import youden_threshold
 from ich_models.protocol import (
+    CONSTANTS,
+    LARGEST_LOSS,
+    LOCAL,
+    WEIGHTS,
     Answer,
     EvaluateReply,
     EvaluateTask,
@@ -34,13 +40,8 @@ from ich_strategies.strategy import Strategy
 
 Array = NDArray[np.floating]
 
-
-class RefusedError(Exception):
-    """The task is refused: the code goes out, the message stays in the local log."""
-
-    def __init__(self, code: Code, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+CLIENT: Final = "client."
+"""Before the names of what the hospital itself has kept, beside the server's blocks."""
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -48,8 +49,15 @@ class RefusedError(Exception):
 
 def statistics(site: Site, task: StatisticsTask) -> StatisticsReply:
     """The sums of the training patients for each part asked for."""
-    parts = {part: PartStatistics.of(site.moments(part)) for part in task.parts}
-    return StatisticsReply(hospital=site.hospital.name, schema_hash=site.plan.schema, parts=parts)
+    patients = site.hospital.patients
+    return StatisticsReply(
+        hospital=site.hospital.name,
+        schema_hash=site.plan.schema,
+        patients=len(patients),
+        events=int(patients.labels.sum()),
+        excluded=dict(site.hospital.excluded),
+        parts={part: PartStatistics.of(site.moments(part)) for part in task.parts},
+    )
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -58,9 +66,9 @@ def statistics(site: Site, task: StatisticsTask) -> StatisticsReply:
 def train(site: Site, task: TrainTask, rows: Rows) -> tuple[TrainReply, Rows]:
     """Train the folds of one message for one round; folds with the same inputs are trained once.
 
-    Raises RefusedError(HELD_OUT) if a fold holds this hospital out, whatever the server says.
+    Raises RefusedError(DIVERGED) if what comes out is not finite; nothing is then kept of it.
     """
-    folds = [_learning_fold(site, name) for name in task.folds]
+    folds = list(map(parse, task.folds))
     inputs = _with_constants(site, folds, rows) | _own_state(site, task, rows)
     outputs: Rows = {}
     for part, twins in _passes(site.plan, folds, inputs):
@@ -71,54 +79,49 @@ def train(site: Site, task: TrainTask, rows: Rows) -> tuple[TrainReply, Rows]:
                 whole[group] = block[position]
 
     kept = _named(outputs, "kept.")
+    if lost := [name for index, name in enumerate(task.folds) if not _all_finite(outputs, index)]:
+        raise RefusedError(Code.DIVERGED, f"training gave numbers that are not finite: {', '.join(lost)}")
     if kept:
         site.state.save(task.folds, task.round, kept)
     sent = _named(outputs, "sent.")
-    if task.final and "local" in kept:
-        sent["local"] = kept["local"]
+    if task.final and LOCAL in kept:
+        sent[LOCAL] = kept[LOCAL]
     reply = TrainReply(
         hospital=site.hospital.name,
         patients=[len(site.split(fold.part or 0).train) for fold in folds],
-        losses=_finite(outputs["loss"]),
-        validation_losses=_finite(outputs["validation_loss"]),
+        losses=_losses(outputs["loss"]),
+        validation_losses=_losses(outputs["validation_loss"]),
     )
     return reply, sent
 
 
-def _learning_fold(site: Site, name: str) -> Fold:
-    fold = _fold(name)
-    if not fold.trains_at(site.hospital.name):
-        raise RefusedError(Code.HELD_OUT, f"asked to train fold '{name}', which holds this hospital out")
-    return fold
-
-
-def _fold(name: str) -> Fold:
-    try:
-        return parse(name)
-    except ValueError as error:
-        raise RefusedError(Code.MALFORMED, str(error)) from error
+def _all_finite(outputs: Rows, index: int) -> bool:
+    return all(
+        np.isfinite(block[index]).all() for name, block in outputs.items() if name.startswith(("sent.", "kept."))
+    )
 
 
 def _own_state(site: Site, task: TrainTask, rows: Rows) -> Rows:
     """What this hospital kept for these folds, as 'client.NAME' and 'local'; start values where it has nothing yet."""
-    plan, state = site.plan, {}
-    if not plan.strategy.sends and not plan.local.size:
-        return {}
-    kept = site.state.load(before=task.round)
-    for name in plan.strategy.sends:
-        nothing = np.zeros_like(rows["weights"][0])
-        state[f"client.{name}"] = np.stack([kept.get(fold, {}).get(name, nothing) for fold in task.folds])
+    plan = site.plan
+    start = {
+        f"{CLIENT}{name}": np.zeros(width, rows[WEIGHTS].dtype)
+        for name, width in plan.strategy.keeps(plan.weights.size).items()
+    }
     if plan.local.size:
-        start = plan.start_local[0].numpy()
-        state["local"] = np.stack([kept.get(fold, {}).get("local", start) for fold in task.folds])
-    return state
+        start[LOCAL] = plan.start_local[0].numpy()
+    kept = site.state.load(before=task.round) if start else {}
+    return {
+        name: np.stack([kept.get(fold, {}).get(name.removeprefix(CLIENT), first) for fold in task.folds])
+        for name, first in start.items()
+    }
 
 
 def _with_constants(site: Site, folds: Sequence[Fold], rows: Rows) -> Rows:
     """The rows with each fold's imputation and scaling: the server's, or under `scaling: hospital` this hospital's."""
     if site.plan.federation.modalities.table.scaling != "hospital":
         return rows
-    return {**rows, "constants": np.concatenate([site.constants(fold.part or 0).numpy() for fold in folds])}
+    return {**rows, CONSTANTS: np.concatenate([site.constants(fold.part or 0).numpy() for fold in folds])}
 
 
 def _passes(plan: Plan, folds: Sequence[Fold], inputs: Rows) -> Iterator[tuple[int, list[list[int]]]]:
@@ -142,9 +145,9 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
     plan, strategy = site.plan, site.plan.strategy
     stack = load_stack(plan, inputs)
     tensors = {name: torch.from_numpy(block) for name, block in inputs.items()}
-    start = tensors["weights"]
+    start = tensors[WEIGHTS]
     server = {name: tensors[name] for name in strategy.sends}
-    client = {name: tensors[f"client.{name}"] for name in strategy.sends}
+    client = {name.removeprefix(CLIENT): block for name, block in tensors.items() if name.startswith(CLIENT)}
     validation = _validation_losses(stack, site.batch(part, "validation"))
     stage, rounds_before = plan.federation.training.stage_at(round_number)
     done = fit(
@@ -158,11 +161,15 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
     )
     end = plan.weights.pack(stack.tensors(), start)
     report = strategy.report(start, end, server, client, done.rate)
+    for what, given, declared in (("returns", report.sent, strategy.returns), ("keeps", report.kept, strategy.keeps)):
+        widths = {name: block.shape[1] for name, block in given.items()}
+        if widths != declared(plan.weights.size):
+            raise ValueError(f"{type(strategy).__name__}.report and .{what} do not agree: {widths}")
     kept = dict(report.kept)
     if plan.local.size:
-        kept["local"] = plan.local.pack(stack.tensors(), start)
+        kept[LOCAL] = plan.local.pack(stack.tensors(), start)
     return {
-        "sent.weights": end.numpy(),
+        f"sent.{WEIGHTS}": end.numpy(),
         **{f"sent.{name}": block.numpy() for name, block in report.sent.items()},
         **{f"kept.{name}": block.numpy() for name, block in kept.items()},
         "loss": done.losses.numpy()[:, None],
@@ -178,8 +185,9 @@ def _direction(
     if type(strategy).direction is Strategy.direction:
         return None
     starts = plan.weights.unpack(start)
-    servers = {name: plan.weights.unpack(block) for name, block in server.items()}
-    clients = {name: plan.weights.unpack(block) for name, block in client.items()}
+    size = plan.weights.size
+    servers = {name: plan.weights.unpack(block) for name, block in server.items() if block.shape[1] == size}
+    clients = {name: plan.weights.unpack(block) for name, block in client.items() if block.shape[1] == size}
 
     def direction(tensor: str, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if tensor not in starts:  # a layer that stays here has nothing to be drawn to
@@ -197,8 +205,8 @@ def _direction(
 
 def load_stack(plan: Plan, rows: Rows) -> Stack:
     """A stack with one model per row of 'weights', 'constants' and, where the plan has them, 'local'."""
-    stack = Stack(plan.network, len(rows["weights"]))
-    layouts = {"weights": plan.weights, "constants": plan.constants, "local": plan.local}
+    stack = Stack(plan.network, len(rows[WEIGHTS]))
+    layouts = {WEIGHTS: plan.weights, CONSTANTS: plan.constants, LOCAL: plan.local}
     whole = {name: layout.unpack(torch.from_numpy(rows[name])) for name, layout in layouts.items() if layout.size}
     stack.load({name: tensor for tensors in whole.values() for name, tensor in tensors.items()})
     return stack
@@ -217,28 +225,25 @@ def _named(rows: Rows, prefix: str) -> Rows:
     return {name.removeprefix(prefix): block for name, block in rows.items() if name.startswith(prefix)}
 
 
-def _finite(column: Array) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in column[:, 0]]
+def _losses(column: Array) -> list[float | None]:
+    """As they may be sent: None where there is none, or none that means anything."""
+    return [float(value) if 0 <= value <= LARGEST_LOSS else None for value in column[:, 0]]
 
 
 # --- thresholds and evaluation ----------------------------------------------------------------------------------------
 
 
 def thresholds(site: Site, task: ThresholdTask, rows: Rows) -> tuple[ThresholdReply, Rows]:
-    """Per fold the Youden threshold on this hospital's validation patients, or training patients if it has none.
-
-    Raises RefusedError(HELD_OUT) if a fold holds this hospital out.
-    """
+    """Per fold the Youden threshold on this hospital's validation patients, or training patients if it has none."""
     found: list[float | None] = []
     losses: list[float | None] = []
-    folds = [_learning_fold(site, name) for name in task.folds]
-    for fold, own in zip(folds, personal(site, task.folds, rows), strict=True):
+    for fold, own in zip(map(parse, task.folds), personal(site, task.folds, rows), strict=True):
         split = site.split(fold.part or 0)
         rows_here = split.validation if len(split.validation) else split.train
         chosen = site.hospital.patients.take(rows_here)
         found.append(youden_threshold(chosen.labels, predict(site.plan, own, chosen.table)[0]))
         validation = _validation_losses(load_stack(site.plan, own), site.batch(fold.part or 0, "validation"))
-        losses += _finite(validation.numpy()[:, None])
+        losses += _losses(validation.numpy()[:, None])
     return ThresholdReply(hospital=site.hospital.name, thresholds=found, validation_losses=losses), {}
 
 
@@ -260,9 +265,8 @@ def evaluate(site: Site, task: EvaluateTask, rows: Rows) -> tuple[EvaluateReply,
 
 def predictions(site: Site, folds: Sequence[str], rows: Rows) -> tuple[list[NDArray[np.int64]], list[Array]]:
     """Per fold: the row numbers that it may be tested on here, and its probabilities for them."""
-    parsed = [_fold(name) for name in folds]
     tested, probabilities = [], []
-    for fold, own in zip(parsed, personal(site, folds, rows), strict=True):
+    for fold, own in zip(map(parse, folds), personal(site, folds, rows), strict=True):
         untaught = site.held_out(fold)
         if not len(untaught) or (fold.hospital is not None and fold.trains_at(site.hospital.name)):
             raise RefusedError(Code.HELD_OUT, f"fold '{fold.name}' has learnt from every patient of this hospital")
@@ -274,11 +278,11 @@ def predictions(site: Site, folds: Sequence[str], rows: Rows) -> tuple[list[NDAr
 def personal(site: Site, folds: Sequence[str], rows: Rows) -> Iterator[Rows]:
     """One fold's rows at a time, with this hospital's own constants and local layers where it has them."""
     own_local = site.state.load() if site.plan.local.size else {}
-    whole = _with_constants(site, list(map(_fold, folds)), rows)
+    whole = _with_constants(site, list(map(parse, folds)), rows)
     for index, fold in enumerate(folds):
         mine = select(whole, [index])
-        if "local" in own_local.get(fold, {}):
-            mine["local"] = own_local[fold]["local"][None]
+        if LOCAL in own_local.get(fold, {}):
+            mine[LOCAL] = own_local[fold][LOCAL][None]
         yield mine
 
 

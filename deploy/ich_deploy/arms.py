@@ -10,13 +10,13 @@ from ich_client.site import Site
 from ich_client.train import fit
 from ich_client.work import load_stack, personal, predict
 from ich_models.batch import Patients
-from ich_models.folds import Fold, parse
+from ich_models.folds import FEDERATED, LOHO, Fold, parse, questions
 from ich_models.metrics import Evaluation, evaluate, youden_threshold
-from ich_models.protocol import Rows
+from ich_models.protocol import CONSTANTS, LOCAL, WEIGHTS, Rows
 from ich_models.recipes import Recipe
 from ich_models.statistics import Moments, merge
 from ich_server.results import ArmFound
-from ich_server.study import FIXED_THRESHOLD, StudyResult, questions
+from ich_server.study import FIXED_THRESHOLD, StudyResult
 from ich_strategies.plan import Plan
 
 Sites = Mapping[str, Site]
@@ -44,25 +44,31 @@ class Scored:
 
 
 def compare(plan: Plan, sites: Sites, result: StudyResult) -> Iterator[tuple[str, ArmFound]]:
-    """Every arm that the federation file asks for, one after another: (name, what was found)."""
+    """Every arm that the federation file asks for, one after another: (name, what was found).
+
+    Of the hospitals that took part; an arm of which no answer came in is left out.
+    """
+    sites = {name: site for name, site in sites.items() if name in result.hospitals}
     evaluation = plan.federation.evaluation
     models = {fold: Model(result.of([fold]), limit) for fold, limit in result.thresholds.items()}
-    for arm in ("loho", "federated"):
+    for arm in (LOHO, FEDERATED):
         asked = {name: folds[arm] for name in sites if arm in (folds := questions(evaluation, name))}
         if asked:
             given = [(name, answer) for name, answers in result.answers.items() for answer in answers]
             hospitals = {name: answer.evaluation() for name, answer in given if answer.arm == arm}
+            if not hospitals:
+                continue
 
             def own(site: Site, fold: str) -> Model:
                 return Model(next(personal(site, [fold], models[fold].rows)), models[fold].threshold)
 
             yield arm, ArmFound(hospitals, _all_patients(plan, sites, own, asked).measure(plan.seed))
-    within = {name: folds["federated"] for name in sites if "federated" in (folds := questions(evaluation, name))}
+    within = {name: folds[FEDERATED] for name in sites if FEDERATED in (folds := questions(evaluation, name))}
     if evaluation.comparisons.local:
         yield "local", _local(plan, sites, within, evaluation.comparisons.local)
     if evaluation.comparisons.pooled:
         if evaluation.leave_one_hospital_out:
-            loho = {name: [f"without:{name}"] for name in sites}
+            loho = {name: questions(evaluation, name)[LOHO] for name in sites}
             yield "pooled", _pooled(plan, sites, loho, evaluation.comparisons.pooled)
         if within:
             name = "pooled_within" if evaluation.leave_one_hospital_out else "pooled"
@@ -115,7 +121,7 @@ def _all_patients(
             model = model_at(site, fold.name)
             if plan.federation.modalities.table.scaling == "hospital":
                 moments = merge(s.moments(fold.part or 0) for n, s in sites.items() if fold.trains_at(n))
-                model = Model({**model.rows, "constants": _constants(plan, moments)}, model.threshold)
+                model = Model({**model.rows, CONSTANTS: _constants(plan, moments)}, model.threshold)
             parts.append(_score(plan, site, model, fold))
     return _join(parts)
 
@@ -126,16 +132,16 @@ def _all_patients(
 def train_alone(plan: Plan, sites: Sequence[Site], part: int, recipe: Recipe, seed: tuple[int, ...]) -> Model:
     """Train the plan's network in one place on the training patients of `sites`, scaled by their own statistics."""
     moments = merge(site.moments(part) for site in sites)
-    rows = {"weights": plan.start_row(moments.log_odds)[None], "constants": _constants(plan, moments)}
+    rows = {WEIGHTS: plan.start_row(moments.log_odds)[None], CONSTANTS: _constants(plan, moments)}
     if plan.local.size:
-        rows["local"] = plan.start_local.numpy()
+        rows[LOCAL] = plan.start_local.numpy()
     stack = load_stack(plan, rows)
     train = _patients(sites, part, "train")
     fit(stack, train.batch(plan.dtype), recipe, seed=seed)
     tensors = stack.tensors()
-    rows["weights"] = plan.weights.pack(tensors, plan.start).numpy().copy()
+    rows[WEIGHTS] = plan.weights.pack(tensors, plan.start).numpy().copy()
     if plan.local.size:
-        rows["local"] = plan.local.pack(tensors, plan.start).numpy().copy()
+        rows[LOCAL] = plan.local.pack(tensors, plan.start).numpy().copy()
     return Model(rows, _threshold(plan, rows, _patients(sites, part, "validation"), train))
 
 
@@ -161,7 +167,7 @@ def _own_scaling(plan: Plan, site: Site, model: Model, fold: Fold) -> Model:
     """Under `scaling: hospital` a hospital scales its own patients, whoever trained the model."""
     if plan.federation.modalities.table.scaling != "hospital":
         return model
-    return Model({**model.rows, "constants": site.constants(fold.part or 0).numpy()}, model.threshold)
+    return Model({**model.rows, CONSTANTS: site.constants(fold.part or 0).numpy()}, model.threshold)
 
 
 def _score(plan: Plan, site: Site, model: Model, fold: Fold) -> Scored:

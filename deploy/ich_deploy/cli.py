@@ -87,7 +87,7 @@ def _progress(rounds: int) -> tuple[Progress, Watch]:
 
     def round_done(report: RoundReport) -> None:
         for reply in report.quarantined:
-            bar.console.print(f"round {reply.round}: {reply.hospital} set aside: {reply.reason}", markup=False)
+            bar.console.print(f"{reply.when}: {reply.hospital} set aside: {reply.reason}", markup=False)
         loss = "" if report.loss is None else f"loss {report.loss:.4f}"
         bar.update(task, advance=1, note=f"seed {report.seed}  {report.replied}/{report.hospitals} hospitals  {loss}")
 

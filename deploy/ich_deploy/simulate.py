@@ -1,10 +1,11 @@
 """A whole study on one machine: the ClientApp and round engine of a deployment, every arm, every seed, the results."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flwr.app import Context
 from flwr.clientapp import ClientApp
@@ -16,6 +17,7 @@ from ich_deploy import source
 from ich_deploy.arms import compare
 from ich_deploy.grid import InProcessGrid, run_on_flower
 from ich_deploy.source import Source
+from ich_models.errors import RunError
 from ich_models.files import read_json, write_json
 from ich_models.protocol import Answer
 from ich_server import results
@@ -54,7 +56,7 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
     Raises ConfigurationError, DataError or RunError. With `options.resume` the finished parts of an earlier run in
     `out` are taken over, and the numbers are those of an uninterrupted run.
     """
-    federation, hospitals = source.load(origin)
+    federation, _ = source.load(origin)
     studies: list[StudyResult] = []
     found: list[dict[str, ArmFound]] = []
     for seed in seeds:
@@ -62,13 +64,7 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
         folder = out / "seeds" / f"seed-{seed}"
         studies.append(_study(origin, plan, out, folder, options, watch))
         found.append(_arms(plan, _sites(origin, seed, out), studies[-1], folder / "arms.json", options, watch))
-    data = {
-        hospital.name: results.HospitalData(
-            n=len(hospital.patients), events=int(hospital.patients.labels.sum()), excluded=dict(hospital.excluded)
-        )
-        for hospital in hospitals
-    }
-    whole = results.assemble(federation.value, data, seeds, studies, found)
+    whole = results.assemble(federation.value, seeds, studies, found)
     results.write(whole, out)
     write_report(whole, out / "report.html")
     return whole
@@ -78,15 +74,18 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
 
 
 def _study(origin: Source, plan: Plan, out: Path, folder: Path, options: Options, watch: Watch) -> StudyResult:
-    nodes = len(source.load(origin)[1])
+    hospitals = source.load(origin)[1]
+    names = {node + 1: hospital.name for node, hospital in enumerate(hospitals)}
 
-    def run(grid: Grid) -> StudyResult:
-        return run_study(grid, plan, folder, hospitals=nodes, resume=options.resume, watch=watch.round_done)
+    def run(grid: Grid, names: Mapping[int, str]) -> StudyResult:
+        return run_study(
+            grid, plan, folder, hospitals=len(hospitals), resume=options.resume, watch=watch.round_done, names=names
+        )
 
     if options.engine == "flower":
-        return run_on_flower(client_app(origin, out), nodes, run)
-    configs = {node + 1: {PARTITION: node} for node in range(nodes)}
-    return run(InProcessGrid(client_app(origin, out), configs, serialise=options.serialise))
+        return run_on_flower(client_app(origin, out), len(hospitals), lambda grid: run(grid, {}))
+    configs = {node: {PARTITION: node - 1} for node in names}
+    return run(InProcessGrid(client_app(origin, out), configs, serialise=options.serialise), names)
 
 
 def client_app(origin: Source, out: Path) -> ClientApp:
@@ -113,25 +112,49 @@ def _arms(
     plan: Plan, sites: Sequence[Site], study: StudyResult, path: Path, options: Options, watch: Watch
 ) -> dict[str, ArmFound]:
     """Every arm's evaluations, kept in `path` so that a resumed run need not train them again."""
-    found: dict[str, ArmFound] = {}
+    about = {"federation": plan.hash, "seed": plan.seed, "data": {site.hospital.name: _digest(site) for site in sites}}
     if options.resume and path.exists():
-        for arm, kept in read_json(path).items():
-            hospitals = {name: Answer.model_validate(answer).evaluation() for name, answer in kept["hospitals"].items()}
-            found[arm] = ArmFound(hospitals, Answer.model_validate(kept["pooled"]).evaluation())
-        return found
+        return _kept_arms(path, about)
+    found: dict[str, ArmFound] = {}
     for arm, whole in compare(plan, {site.hospital.name: site for site in sites}, study):
         found[arm] = whole
         watch.arm_done(plan.seed, arm)
-    write_json(
-        path,
-        {
-            arm: {
-                "hospitals": {
-                    name: Answer.of(arm, evaluation).model_dump() for name, evaluation in whole.hospitals.items()
-                },
-                "pooled": Answer.of(arm, whole.pooled).model_dump(),
-            }
-            for arm, whole in found.items()
-        },
-    )
+    arms = {
+        arm: {
+            "hospitals": {
+                name: Answer.of(arm, evaluation).model_dump() for name, evaluation in whole.hospitals.items()
+            },
+            "pooled": Answer.of(arm, whole.pooled).model_dump(),
+        }
+        for arm, whole in found.items()
+    }
+    write_json(path, {**about, "arms": arms})
     return found
+
+
+def _kept_arms(path: Path, about: Mapping[str, Any]) -> dict[str, ArmFound]:
+    """What an earlier run found of the same study on the same data. Raises RunError if it was another."""
+    again = "start the study anew, without --resume"
+    try:
+        kept = read_json(path)
+        changed = [name for name, value in about.items() if kept[name] != value]
+        if changed:
+            raise RunError(f"an earlier run had another {' and '.join(changed)}", where=str(path), hint=again)
+        return {
+            arm: ArmFound(
+                {name: Answer.model_validate(answer).evaluation() for name, answer in one["hospitals"].items()},
+                Answer.model_validate(one["pooled"]).evaluation(),
+            )
+            for arm, one in kept["arms"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"the file cannot be read ({type(error).__name__})", where=str(path), hint=again) from error
+
+
+def _digest(site: Site) -> str:
+    """SHA-256 of a hospital's patients; it stays on this machine."""
+    patients = site.hospital.patients
+    content = hashlib.sha256("\n".join(patients.ids).encode())
+    content.update(patients.table.tobytes())
+    content.update(patients.labels.tobytes())
+    return content.hexdigest()

@@ -47,4 +47,4 @@ def _log(report: RoundReport) -> None:
         *(report.seed, report.round, report.rounds, report.replied, report.hospitals, report.loss),
     )
     for reply in report.quarantined:
-        log.warning("round %s: %s set aside: %s", reply.round, reply.hospital, reply.reason)
+        log.warning("%s: %s set aside: %s", reply.when, reply.hospital, reply.reason)

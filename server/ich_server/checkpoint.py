@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from ich_models.errors import RunError
 from ich_models.files import read_arrays, write_arrays
+from ich_models.protocol import ROUNDS_KEPT
 
-KEPT: Final = 2
+Facts = dict[str, Any]
 
 
 @dataclass
@@ -26,14 +28,14 @@ class Progress:
     round: int
     folds: list[str]
     rows: dict[str, NDArray[np.floating]]
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
 
 def save(folder: Path, progress: Progress) -> None:
     """Write the round's file, then drop all but the last two."""
     facts = {name: getattr(progress, name) for name in ("federation", "seed", "round", "folds", "facts")}
     write_arrays(_path(folder, progress.round), progress.rows, facts)
-    for old in sorted(folder.glob("round-*.safetensors"))[:-KEPT]:
+    for old in sorted(folder.glob("round-*.safetensors"))[:-ROUNDS_KEPT]:
         old.unlink()
 
 
@@ -42,14 +44,28 @@ def load(folder: Path, federation: str, seed: int) -> Progress | None:
     paths = sorted(folder.glob("round-*.safetensors"))
     if not paths:
         return None
-    rows, facts = read_arrays(paths[-1])
-    if (facts["federation"], facts["seed"]) != (federation, seed):
+    rows, facts = read(paths[-1], federation, seed)
+    return Progress(rows=rows, **facts)
+
+
+def read(path: Path, federation: str, seed: int) -> tuple[dict[str, NDArray[Any]], Facts]:
+    """Rows and facts of a file of this study. Raises RunError if it is broken, or belongs to another study."""
+    try:
+        rows, facts = read_arrays(path)
+        whose = (facts["federation"], facts["seed"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
-            "the checkpoint belongs to another federation file or seed",
-            where=str(paths[-1]),
+            f"the file cannot be read ({type(error).__name__})",
+            where=str(path),
+            hint="take it from a backup, or remove it: --resume then goes on from what is older, or begins anew",
+        ) from error
+    if whose != (federation, seed):
+        raise RunError(
+            "the file belongs to another federation file or seed",
+            where=str(path),
             hint="resume with the federation file that the study was started with, or start anew in another folder",
         )
-    return Progress(rows=rows, **facts)
+    return rows, facts
 
 
 def clear(folder: Path) -> None:

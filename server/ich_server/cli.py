@@ -16,11 +16,11 @@ from rich.text import Text
 from ich_models import console
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.federation import Evaluation, Federation, load_federation
+from ich_models.folds import FEDERATED, questions
 from ich_models.protocol import PACKAGE
 from ich_models.variables import Variable
 from ich_server import results
 from ich_server.report.page import write_report
-from ich_server.study import questions
 from ich_server.terminal import summary_table
 from ich_strategies.plan import Plan
 
@@ -184,7 +184,7 @@ def _models(study: Federation) -> Table:
 
 def simulated_arms(evaluation: Evaluation) -> list[str]:
     """The arms that only a simulation adds, as `ich_deploy.arms` makes them."""
-    within = "federated" in questions(evaluation, ANY)
+    within = FEDERATED in questions(evaluation, ANY)
     arms = ["local"] if evaluation.comparisons.local else []
     if evaluation.comparisons.pooled:
         arms += ["pooled"]

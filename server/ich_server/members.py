@@ -5,16 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 from flwr.serverapp import Grid
 
+from ich_models.clinical import bounds
 from ich_models.errors import Problem, RunError
 from ich_models.protocol import STATISTICS, PartStatistics, StatisticsReply, StatisticsTask, to_record
 from ich_models.statistics import Moments
-from ich_server.rounds import Failure, Request, exchange, read
+from ich_server.rounds import Failure, Quarantine, Request, exchange, read
 from ich_strategies.plan import Plan
 
 POLL: Final = 0.1
 """Seconds between looks at who is there."""
+
+ROUNDING: Final = 1e-9
+"""Share of a bound by which a sum may miss it."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +27,24 @@ class Member:
     """A hospital that takes part: its node in the grid, and the statistics of its training patients per part."""
 
     node: int
+    patients: int
+    """All that take part, test patients included."""
+    events: int | None
+    """None, here and below: withheld by the hospital (small cells)."""
+    excluded: Mapping[str, int | None]
     moments: Mapping[int, Moments]
 
     def facts(self) -> dict[str, Any]:
-        """The statistics as JSON values, exact to the last digit."""
-        return {str(part): PartStatistics.of(moments).model_dump() for part, moments in self.moments.items()}
+        """What the hospital has said of its data as JSON values, exact to the last digit."""
+        parts = {str(part): PartStatistics.of(moments).model_dump() for part, moments in self.moments.items()}
+        return {"patients": self.patients, "events": self.events, "excluded": dict(self.excluded), "parts": parts}
 
 
-def meet(grid: Grid, plan: Plan, expected: int) -> dict[str, Member]:
-    """Wait for `expected` nodes, at most until the quorum's deadline, and ask each who it is; members sorted by name.
+def meet(grid: Grid, plan: Plan, expected: int, names: Mapping[int, str]) -> tuple[dict[str, Member], list[Quarantine]]:
+    """Wait for `expected` nodes, at most until the quorum's deadline, and ask each who it is.
 
+    Members sorted by name, and who cannot take part, with the reason. `names`: of the nodes whose name is known
+    beforehand; one of these cannot take another.
     Raises RunError if two have one name, or if too few can take part: all must unless the quorum says otherwise.
     """
     federation = plan.federation
@@ -40,25 +53,27 @@ def meet(grid: Grid, plan: Plan, expected: int) -> dict[str, Member]:
     task = to_record(StatisticsTask(federation=plan.hash, seed=plan.seed, parts=parts))
     requests = [Request(node, (), task) for node in nodes]
     members: dict[str, Member] = {}
-    absent: list[Problem] = []
+    absent: list[Quarantine] = []
     for request, reply in exchange(grid, nodes, requests, STATISTICS, federation.quorum.deadline, "statistics"):
-        answer = read(reply, StatisticsReply)
+        node = nodes[request.hospital]
+        answer = read(reply, StatisticsReply, names.get(node))
         failure = answer if isinstance(answer, Failure) else _unsound(answer[0], plan, parts)
         if failure is not None:
-            absent.append(Problem(failure.reason, f"node {request.hospital}", "its own log says more"))
+            absent.append(Quarantine("statistics", names.get(node, f"node {node}"), failure.reason))
         elif not isinstance(answer, Failure):
-            name = answer[0].hospital
-            if name in members:
-                raise RunError(f"two hospitals call themselves '{name}'", hint="give each a name of its own")
-            moments = {part: answer[0].parts[part].moments() for part in parts}
-            members[name] = Member(nodes[request.hospital], moments)
+            said = answer[0]
+            if said.hospital in members:
+                raise RunError(f"two hospitals call themselves '{said.hospital}'", hint="give each a name of its own")
+            moments = {part: said.parts[part].moments() for part in parts}
+            excluded = {str(reason): count for reason, count in said.excluded.items()}
+            members[said.hospital] = Member(node, said.patients, said.events, excluded, moments)
     needed = federation.quorum.hospitals or expected
     if federation.evaluation.leave_one_hospital_out:
         needed = max(2, needed)
     if len(members) < needed:
         count = Problem(f"{len(members)} of {expected} hospitals can take part, and the study needs {needed}")
-        raise RunError([count, *absent])
-    return dict(sorted(members.items()))
+        raise RunError([count, *(Problem(each.reason, each.hospital, "its own log says more") for each in absent)])
+    return dict(sorted(members.items())), absent
 
 
 def _gathered(grid: Grid, expected: int, deadline: float) -> list[int]:
@@ -72,13 +87,25 @@ def _gathered(grid: Grid, expected: int, deadline: float) -> list[int]:
 def _unsound(reply: StatisticsReply, plan: Plan, parts: Sequence[int]) -> Failure | None:
     """Statistics that are not of this federation's network and table."""
     widths = {len(column) for p in reply.parts.values() for column in (p.count, p.mean, p.m2)}
-    counts = [(p.patients, p.events) for p in reply.parts.values()]
     if reply.schema_hash != plan.schema or sorted(reply.parts) != list(parts) or widths != {len(plan.columns)}:
         return Failure("another network or table than this federation's")
-    if not all(0 < patients <= plan.federation.checks.patients and events <= patients for patients, events in counts):
+    counts = [(reply.patients, reply.events), *((p.patients, p.events) for p in reply.parts.values())]
+    most = plan.federation.checks.patients
+    if not all(0 < patients <= most and (events or 0) <= patients for patients, events in counts):
         return Failure("patient counts that cannot be")
-    if not all(0 <= known <= p.patients for p in reply.parts.values() for known in p.count):
-        return Failure("more values than patients")
-    if not all(squares >= 0 for p in reply.parts.values() for squares in p.m2):
-        return Failure("negative sums of squares")
+    known = reply.patients if reply.events is None else reply.events
+    if any(patients > reply.patients or (events or 0) > known for patients, events in counts):
+        return Failure("more training patients than patients")
+    low, high = bounds(plan.federation.modalities.table)
+    for p in reply.parts.values():
+        said = p.moments()
+        given = said.count > 0
+        if not np.all((said.count >= 0) & (said.count <= p.patients) & (said.count == np.floor(said.count))):
+            return Failure("more values than patients")
+        slack = ROUNDING * np.maximum(abs(low), abs(high))
+        if not np.all(np.where(given, (said.mean >= low - slack) & (said.mean <= high + slack), said.mean == 0)):
+            return Failure("means that cannot be")
+        widest = said.count * (high - low + slack) ** 2 / 4  # Popoviciu's inequality
+        if not np.all((said.m2 >= 0) & (said.m2 <= widest * (1 + ROUNDING))):
+            return Failure("sums of squares that cannot be")
     return None

@@ -50,10 +50,10 @@ class Figure(Strict):
 
 
 class Figures(Strict):
-    """All metrics on `n` patients of whom `events` had the positive outcome."""
+    """All metrics on `n` patients of whom `events` had the positive outcome (null: withheld, too few of a class)."""
 
     n: Annotated[int, Field(ge=0)]
-    events: Annotated[int, Field(ge=0)]
+    events: Annotated[int, Field(ge=0)] | None
     auroc: Figure
     auprc: Figure
     brier: Figure
@@ -90,10 +90,11 @@ class Study(Strict):
 
 
 class Quarantined(Strict):
-    """A reply that was set aside; round 0 is the evaluation."""
+    """A reply that was set aside."""
 
     seed: int
-    round: int
+    when: str
+    """'statistics' (the hospital takes no part), 'round N', 'thresholds' or 'evaluation'."""
     hospital: str
     reason: str
 
@@ -106,11 +107,11 @@ class Training(Strict):
 
 
 class HospitalData(Strict):
-    """The patients that a hospital brought, and those that it left out, by reason."""
+    """The patients that a hospital brought, and those that it left out, by reason; null: withheld, they are few."""
 
     n: int
-    events: int
-    excluded: dict[str, int]
+    events: int | None
+    excluded: dict[str, int | None]
 
 
 class Results(Strict):
@@ -139,17 +140,21 @@ class ArmFound:
 
 def assemble(
     federation: Federation,
-    data: Mapping[str, HospitalData],
     seeds: Sequence[int],
     studies: Sequence[StudyResult],
     arms: Sequence[Mapping[str, ArmFound]],
 ) -> Results:
     """Results from what each seed's study and arms found."""
+    data = {
+        name: HospitalData(n=one.patients, events=one.events, excluded=dict(one.excluded))
+        for study in studies
+        for name, one in sorted(study.hospitals.items())
+    }
     by_seed = list(zip(seeds, studies, strict=True))
     return Results(
         study=describe(federation),
         seeds=list(seeds),
-        hospitals=dict(data),
+        hospitals=data,
         arms={name: _arm(name, [found[name] for found in arms]) for name in arms[0]},
         training={str(seed): _training(study) for seed, study in by_seed},
         quarantined=[Quarantined(seed=seed, **asdict(reply)) for seed, study in by_seed for reply in study.quarantined],

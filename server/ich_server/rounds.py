@@ -37,6 +37,16 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class Quarantine:
+    """A reply that was set aside: in which exchange, whose, why."""
+
+    when: str
+    """'statistics', 'round N', 'thresholds' or 'evaluation'."""
+    hospital: str
+    reason: str
+
+
 def exchange(
     grid: Grid, nodes: Mapping[str, int], requests: Sequence[Request], message_type: str, deadline: float, group: str
 ) -> Iterator[tuple[Request, RecordDict | Failure]]:

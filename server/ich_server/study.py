@@ -1,8 +1,10 @@
 """A study from first contact to last figure: every fold trained side by side, checkpointed, and evaluated once."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -10,14 +12,17 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from ich_models.clinical import bounds
 from ich_models.errors import Problem, RunError
-from ich_models.federation import Evaluation
-from ich_models.files import read_arrays, write_arrays
-from ich_models.folds import Fold, folds_of
+from ich_models.files import write_arrays
+from ich_models.folds import LOHO, Fold, folds_of, questions
 from ich_models.protocol import (
+    CONSTANTS,
     EVALUATE,
+    LOCAL,
     THRESHOLD,
     TRAIN,
+    WEIGHTS,
     Answer,
     EvaluateReply,
     EvaluateTask,
@@ -35,21 +40,28 @@ from ich_models.statistics import merge
 from ich_server import checkpoint
 from ich_server.checkpoint import Progress
 from ich_server.members import Member, meet
-from ich_server.rounds import MALFORMED, Failure, Request, exchange, read
+from ich_server.rounds import MALFORMED, Failure, Quarantine, Request, exchange, read
 from ich_strategies.aggregate import WeightedMeans, fault
 from ich_strategies.plan import Plan
 
 FIXED_THRESHOLD: Final = 0.5
 """Where no training hospital can choose one (each has a single class)."""
 
+BEST: Final = "best"
+"""Rows of the weights of the best round so far."""
+
+STATE: Final = "state."
+"""Before the names of the strategy's own rows."""
+
 
 @dataclass(frozen=True)
-class Quarantine:
-    """A reply that was set aside: when (round 0: the evaluation), whose, why."""
+class Taking:
+    """What a hospital that takes part has said of its patients: how many, with the outcome, and left out by reason."""
 
-    round: int
-    hospital: str
-    reason: str
+    patients: int
+    events: int | None
+    """None, here and below: withheld by the hospital (small cells)."""
+    excluded: Mapping[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,8 @@ class RoundReport:
 class StudyResult:
     """What a study ends with: per fold its rows ('weights', 'constants', 'local') and threshold; answers per hospital."""
 
+    hospitals: Mapping[str, Taking]
+    """Who takes part, by name."""
     folds: tuple[str, ...]
     rows: Rows
     thresholds: Mapping[str, float]
@@ -82,62 +96,76 @@ class StudyResult:
 
 
 def run_study(
-    grid: Grid, plan: Plan, folder: Path, *, hospitals: int, resume: bool, watch: Callable[[RoundReport], None]
+    grid: Grid,
+    plan: Plan,
+    folder: Path,
+    *,
+    hospitals: int,
+    resume: bool,
+    watch: Callable[[RoundReport], None],
+    names: Mapping[int, str] = MappingProxyType({}),
 ) -> StudyResult:
     """Run one seed's study over a grid with that many hospitals; with `resume`, go on where its last checkpoint in `folder` stands.
 
+    `names`: of the nodes whose name is known beforehand; a hospital cannot take part under another one's.
     Raises RunError if too few hospitals take part or too few of a round's updates are good. What was reached is kept,
     and `resume` goes on from there with the numbers that an uninterrupted run would have given.
     """
     finished = folder / "study.safetensors"
-    if resume and finished.exists():
-        return _load_result(finished)
     if not resume:
         checkpoint.clear(folder)
         finished.unlink(missing_ok=True)
-    members = meet(grid, plan, hospitals)
     saved = checkpoint.load(folder, plan.hash, plan.seed)
+    done = checkpoint.read(finished, plan.hash, plan.seed) if finished.exists() else None
+    members, absent = meet(grid, plan, hospitals, names)
+    if done:
+        _check_unchanged(done[1]["hospitals"], members)
+        return _load_result(*done)
     if saved:
-        _check_unchanged(saved, members)
-    study = _Study(grid, plan, members, saved or _beginning(plan, members))
+        _check_unchanged(saved.facts["hospitals"], members)
+    study = _Study(grid, plan, members, saved or _beginning(plan, members, absent))
     while study.progress.round < plan.federation.training.rounds:
         report = study.train_round()
         checkpoint.save(folder, study.progress)
         watch(report)
     result = study.finish()
-    _save_result(finished, result)
+    _save_result(finished, plan, members, result)
     return result
 
 
 # --- beginning and going on -------------------------------------------------------------------------------------------
 
 
-def _beginning(plan: Plan, members: Mapping[str, Member]) -> Progress:
+def _beginning(plan: Plan, members: Mapping[str, Member], absent: Sequence[Quarantine]) -> Progress:
     """Start weights, constants and strategy state of every fold, from its training hospitals' statistics alone."""
     folds = folds_of(plan.federation.evaluation, members)
-    scaling = plan.federation.modalities.table.scaling
+    table = plan.federation.modalities.table
     per_fold: list[dict[str, NDArray[np.floating]]] = []
     for fold in folds:
         statistics = merge(member.moments[fold.part or 0] for name, member in members.items() if fold.trains_at(name))
         weights = plan.start_row(statistics.log_odds)
-        rows = {"weights": weights, "best": weights}
-        if scaling != "hospital":
-            rows["constants"] = statistics.constants(scaled=scaling == "federated").reshape(-1).astype(weights.dtype)
-        rows |= {f"state.{name}": row for name, row in plan.strategy.start(weights).items()}
+        rows = {WEIGHTS: weights, BEST: weights}
+        if table.scaling != "hospital":
+            rows[CONSTANTS] = (
+                statistics.constants(scaled=table.scaling == "federated", ranges=bounds(table))
+                .reshape(-1)
+                .astype(weights.dtype)
+            )
+        rows |= {f"{STATE}{name}": row for name, row in plan.strategy.start(weights).items()}
         per_fold.append(rows)
     facts = {
         "hospitals": {name: member.facts() for name, member in members.items()},
         "best_losses": [None] * len(folds),
         "history": [],
-        "quarantined": [],
+        "quarantined": [asdict(each) for each in absent],
     }
     stacked = {name: np.stack([rows[name] for rows in per_fold]) for name in per_fold[0]}
     return Progress(plan.hash, plan.seed, 0, [fold.name for fold in folds], stacked, facts)
 
 
-def _check_unchanged(progress: Progress, members: Mapping[str, Member]) -> None:
+def _check_unchanged(then: Mapping[str, Any], members: Mapping[str, Member]) -> None:
     """A study goes on with the hospitals and data that it began with. Raises RunError otherwise."""
-    now, then = {name: member.facts() for name, member in members.items()}, progress.facts["hospitals"]
+    now = {name: member.facts() for name, member in members.items()}
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if changed:
         raise RunError(
@@ -158,9 +186,12 @@ class _Study:
         self.names = [fold.name for fold in self.folds]
 
     def train_round(self) -> RoundReport:
-        """One round of every fold. Raises RunError if a fold has fewer good updates than the quorum."""
+        """One round of every fold.
+
+        Raises RunError if a fold has fewer good updates than the quorum, or the strategy's step is not finite.
+        """
         number, rounds = self.progress.round + 1, self.plan.federation.training.rounds
-        final = number == rounds
+        when, final = f"round {number}", number == rounds
         means, validation = WeightedMeans(), WeightedMeans()
         quarantined: list[Quarantine] = []
         requests = self._to_learners(
@@ -169,16 +200,16 @@ class _Study:
             ),
             self.plan.strategy.sends,
         )
-        for request, reply in self._exchange(requests, TRAIN, f"round {number}"):
+        for request, reply in self._exchange(requests, TRAIN, when):
             update = read(reply, TrainReply, request.hospital)
             reason = update.reason if isinstance(update, Failure) else self._fault(request.folds, *update, final=final)
             if isinstance(update, Failure) or reason:
-                quarantined.append(Quarantine(number, request.hospital, str(reason)))
+                quarantined.append(Quarantine(when, request.hospital, str(reason)))
                 continue
             answer, rows = update
             means.add(request.folds, rows | {"loss": _column(answer.losses)}, answer.patients)
-            validation.add(request.folds, {"loss": _column(answer.validation_losses)}, answer.patients)
-        self._check_quorum(means, quarantined)
+            _add_known(validation, request.folds, answer.validation_losses, answer.patients)
+        self._check_quorum(means.replies, when, quarantined)
         if self.plan.federation.evaluation.choose_round == "best":
             self._keep_best(validation)
         losses = self._step(means)
@@ -205,13 +236,20 @@ class _Study:
             thresholds, validation = self._thresholds(quarantined)
             if not self._keep_best(validation):
                 thresholds = {}  # some belong to weights that are not chosen
-            self.progress.rows["weights"] = self.progress.rows["best"]
+            best = dict(zip(self.names, self.progress.facts["best_losses"], strict=True))
+            if unknown := [name for name, loss in best.items() if loss is None]:
+                raise RunError(
+                    f"no hospital has given a validation loss for {', '.join(unknown)}: no best round can be chosen",
+                    hint="start anew with evaluation.choose_round: last, or with more validation patients",
+                )
+            self.progress.rows[WEIGHTS] = self.progress.rows[BEST]
         if evaluation.threshold != "youden":
             thresholds = dict.fromkeys(self.names, evaluation.threshold)
         elif not thresholds:
             thresholds, _ = self._thresholds(quarantined)
         answers = self._evaluate(thresholds, quarantined)
         return StudyResult(
+            hospitals={name: Taking(one.patients, one.events, one.excluded) for name, one in self.members.items()},
             folds=tuple(self.names),
             rows=_sendable(self.progress.rows),
             thresholds=thresholds,
@@ -233,7 +271,7 @@ class _Study:
 
         Hospitals that get the same folds share the record, so that it is stored once.
         """
-        rows = _sendable(self.progress.rows) | {name: self.progress.rows[f"state.{name}"] for name in extras}
+        rows = _sendable(self.progress.rows) | {name: self.progress.rows[f"{STATE}{name}"] for name in extras}
         bytes_each = sum(block[0].nbytes for block in rows.values())
         requests: list[Request] = []
         records: dict[tuple[str, ...], RecordDict] = {}
@@ -251,18 +289,20 @@ class _Study:
         """Why an update cannot be used, or None."""
         if not len(reply.losses) == len(reply.validation_losses) == len(folds):
             return MALFORMED
-        widths = dict.fromkeys(("weights", *self.plan.strategy.sends), self.plan.weights.size)
+        size = self.plan.weights.size
+        widths = {WEIGHTS: size, **self.plan.strategy.returns(size)}
         if final and self.plan.local.size:
-            widths["local"] = self.plan.local.size
+            widths[LOCAL] = self.plan.local.size
         checks = self.plan.federation.checks
         return fault(
-            _rows_of(self.names, self.progress.rows, folds)["weights"],
+            _rows_of(self.names, self.progress.rows, folds)[WEIGHTS],
             rows,
             widths,
             reply.patients,
             [self._patients(fold, reply.hospital) for fold in folds],
             most_patients=checks.patients,
             largest_norm=checks.update_norm,
+            largest_state=checks.state_norm,
         )
 
     def _patients(self, fold: str, hospital: str) -> int:
@@ -272,20 +312,20 @@ class _Study:
     def _learners(self, fold: Fold) -> list[str]:
         return [hospital for hospital in self.members if fold.trains_at(hospital)]
 
-    def _check_quorum(self, means: WeightedMeans, quarantined: Sequence[Quarantine]) -> None:
+    def _check_quorum(self, replies: Mapping[str, int], when: str, quarantined: Sequence[Quarantine]) -> None:
+        """Raise RunError if a fold has fewer good replies than the quorum. What is saved stays as it is."""
         hospitals = len(self.members)
         quorum = min(self.plan.federation.quorum.hospitals or hospitals // 2 + 1, hospitals)
         for fold in self.folds:
             needed = max(1, quorum - (hospitals - len(self._learners(fold))))
-            if means.replies.get(fold.name, 0) < needed:
+            if replies.get(fold.name, 0) < needed:
                 raise RunError(
                     [
                         Problem(
-                            f"round {self.progress.round + 1}: fold '{fold.name}' has "
-                            f"{means.replies.get(fold.name, 0)} good updates and needs {needed}",
+                            f"{when}: fold '{fold.name}' has {replies.get(fold.name, 0)} good replies, needs {needed}",
                             hint="the last round is kept: mend the hospitals named here, then go on with --resume",
                         ),
-                        *(Problem(q.reason, q.hospital) for q in quarantined),
+                        *(Problem(q.reason, q.hospital) for q in quarantined if q.when == when),
                     ]
                 )
 
@@ -297,27 +337,31 @@ class _Study:
             share = means.weights[fold.name] / sum(self._patients(fold.name, name) for name in self._learners(fold))
             mean = means.mean(fold.name)
             losses[fold.name] = _number(mean.pop("loss"))
-            if "local" in mean:
-                whole = rows.setdefault("local", np.empty((len(self.folds), self.plan.local.size), mean["local"].dtype))
-                whole[index] = mean.pop("local")
-            state = {
-                name.removeprefix("state."): block[index] for name, block in rows.items() if name.startswith("state.")
-            }
-            weights, after = strategy.step(rows["weights"][index], mean, state, share)
-            rows["weights"][index] = weights
+            if LOCAL in mean:
+                whole = rows.setdefault(LOCAL, np.empty((len(self.folds), self.plan.local.size), mean[LOCAL].dtype))
+                whole[index] = mean.pop(LOCAL)
+            state = {name.removeprefix(STATE): block[index] for name, block in rows.items() if name.startswith(STATE)}
+            with np.errstate(all="ignore"):  # what is not finite is refused below
+                weights, after = strategy.step(rows[WEIGHTS][index], mean, state, share)
+            if not all(np.isfinite(row).all() for row in (weights, *after.values())):
+                raise RunError(
+                    f"round {self.progress.round + 1}: the server's step of fold '{fold.name}' left the finite numbers",
+                    hint="the last round is kept; lower training.strategy.server_lr or checks.update_norm, start anew",
+                )
+            rows[WEIGHTS][index] = weights
             for name, row in after.items():
-                rows[f"state.{name}"][index] = row
+                rows[f"{STATE}{name}"][index] = row
         return losses
 
     def _keep_best(self, validation: WeightedMeans) -> bool:
         """Remember the current weights of each fold whose validation loss is its best so far; whether all were."""
         all_best = True
         for index, name in enumerate(self.names):
-            loss = _number(validation.mean(name)["loss"])
+            loss = float(validation.mean(name)["loss"][0]) if name in validation.weights else None
             best = self.progress.facts["best_losses"][index]
             if loss is not None and (best is None or loss < best):
                 self.progress.facts["best_losses"][index] = loss
-                self.progress.rows["best"][index] = self.progress.rows["weights"][index]
+                self.progress.rows[BEST][index] = self.progress.rows[WEIGHTS][index]
             else:
                 all_best = False
         return all_best
@@ -325,8 +369,12 @@ class _Study:
     # evaluation
 
     def _thresholds(self, quarantined: list[Quarantine]) -> tuple[dict[str, float], WeightedMeans]:
-        """Per fold the patient-weighted mean of the training hospitals' own thresholds, and their validation losses."""
+        """Per fold the patient-weighted mean of the training hospitals' own thresholds, and their validation losses.
+
+        Raises RunError if a fold has fewer replies than the quorum.
+        """
         chosen, validation = WeightedMeans(), WeightedMeans()
+        replies: Counter[str] = Counter()
         requests = self._to_learners(
             lambda folds: ThresholdTask(federation=self.plan.hash, seed=self.plan.seed, folds=folds)
         )
@@ -337,13 +385,15 @@ class _Study:
             }:
                 answer = Failure(MALFORMED)
             if isinstance(answer, Failure):
-                quarantined.append(Quarantine(0, request.hospital, answer.reason))
+                quarantined.append(Quarantine("thresholds", request.hospital, answer.reason))
                 continue
+            replies.update(request.folds)
             patients = [self._patients(fold, request.hospital) for fold in request.folds]
             for fold, threshold, weight in zip(request.folds, answer[0].thresholds, patients, strict=True):
                 if threshold is not None:
                     chosen.add([fold], {"threshold": _column([threshold])}, [weight])
-            validation.add(request.folds, {"loss": _column(answer[0].validation_losses)}, patients)
+            _add_known(validation, request.folds, answer[0].validation_losses, patients)
+        self._check_quorum(replies, "thresholds", quarantined)
         means = {
             name: float(chosen.mean(name)["threshold"][0]) if name in chosen.weights else FIXED_THRESHOLD
             for name in self.names
@@ -372,26 +422,29 @@ class _Study:
         answers: dict[str, tuple[Answer, ...]] = {}
         for request, reply in self._exchange(requests, EVALUATE, "evaluation"):
             answer = read(reply, EvaluateReply, request.hospital)
-            expected = list(questions(self.plan.federation.evaluation, request.hospital))
-            if not isinstance(answer, Failure) and [given.arm for given in answer[0].answers] != expected:
+            if not isinstance(answer, Failure) and not self._plausible(request.hospital, answer[0].answers):
                 answer = Failure(MALFORMED)
             if isinstance(answer, Failure):
-                quarantined.append(Quarantine(0, request.hospital, answer.reason))
+                quarantined.append(Quarantine("evaluation", request.hospital, answer.reason))
             else:
                 answers[request.hospital] = tuple(answer[0].answers)
         return answers
 
-
-def questions(evaluation: Evaluation, hospital: str) -> dict[str, list[str]]:
-    """Which folds answer for which arm at a hospital: arm -> folds."""
-    asked: dict[str, list[str]] = {}
-    if evaluation.leave_one_hospital_out:
-        asked["loho"] = [f"without:{hospital}"]
-    if evaluation.folds:
-        asked["federated"] = [f"part:{part}" for part in range(1, evaluation.folds + 1)]
-    elif evaluation.test is not None:
-        asked["federated"] = ["all"]
-    return asked
+    def _plausible(self, hospital: str, answers: Sequence[Answer]) -> bool:
+        """Whether these answer what was asked, about as many patients as the hospital has said that it has."""
+        evaluation, member = self.plan.federation.evaluation, self.members[hospital]
+        training = member.moments[0]
+        if [answer.arm for answer in answers] != list(questions(evaluation, hospital)):
+            return False
+        for answer in answers:
+            if answer.arm == LOHO or evaluation.folds:  # every patient is tested once
+                if answer.patients != member.patients or answer.events not in (None, member.events):
+                    return False
+            elif answer.patients + training.patients > member.patients or (
+                member.events is not None and (answer.events or 0) + training.events > member.events
+            ):
+                return False
+        return True
 
 
 # --- rows and files ---------------------------------------------------------------------------------------------------
@@ -399,7 +452,7 @@ def questions(evaluation: Evaluation, hospital: str) -> dict[str, list[str]]:
 
 def _sendable(rows: Rows) -> Rows:
     """What hospitals need to compute with a fold's model."""
-    return {name: block for name, block in rows.items() if name in ("weights", "constants", "local")}
+    return {name: block for name, block in rows.items() if name in (WEIGHTS, CONSTANTS, LOCAL)}
 
 
 def _rows_of(names: Sequence[str], rows: Rows, folds: Sequence[str]) -> Rows:
@@ -411,12 +464,24 @@ def _column(values: Sequence[float | None]) -> NDArray[np.float64]:
     return np.array([[np.nan if value is None else value] for value in values])
 
 
+def _add_known(
+    means: WeightedMeans, folds: Sequence[str], losses: Sequence[float | None], patients: Sequence[int]
+) -> None:
+    """Fold in the losses that there are."""
+    for fold, loss, weight in zip(folds, losses, patients, strict=True):
+        if loss is not None:
+            means.add([fold], {"loss": _column([loss])}, [weight])
+
+
 def _number(row: NDArray[np.floating]) -> float | None:
     return float(row[0]) if np.isfinite(row[0]) else None
 
 
-def _save_result(path: Path, result: StudyResult) -> None:
+def _save_result(path: Path, plan: Plan, members: Mapping[str, Member], result: StudyResult) -> None:
     facts = {
+        "federation": plan.hash,
+        "seed": plan.seed,
+        "hospitals": {name: member.facts() for name, member in members.items()},
         "folds": list(result.folds),
         "thresholds": dict(result.thresholds),
         "answers": {name: [answer.model_dump() for answer in given] for name, given in result.answers.items()},
@@ -426,9 +491,12 @@ def _save_result(path: Path, result: StudyResult) -> None:
     write_arrays(path, result.rows, facts)
 
 
-def _load_result(path: Path) -> StudyResult:
-    rows, facts = read_arrays(path)
+def _load_result(rows: Rows, facts: Mapping[str, Any]) -> StudyResult:
+    taking = {
+        name: Taking(said["patients"], said["events"], said["excluded"]) for name, said in facts["hospitals"].items()
+    }
     return StudyResult(
+        hospitals=taking,
         folds=tuple(facts["folds"]),
         rows=rows,
         thresholds=facts["thresholds"],

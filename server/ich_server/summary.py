@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -154,7 +154,7 @@ def pooled(arm: Arm, name: str) -> Pooled:
 
 
 def _entering_error(figures: Figures, name: str) -> float | None:
-    if min(figures.events, figures.n - figures.events) < MIN_PER_CLASS:
+    if _fewer(figures) < MIN_PER_CLASS:
         return None
     return standard_error(name, metric(figures, name))
 
@@ -187,7 +187,7 @@ def compared(results: Results, arm: str) -> Paired | None:
 
 
 def _same_patients(results: Results, first: str, second: str, hospitals: Sequence[str]) -> bool:
-    def counts(arm: str) -> list[tuple[int, int]]:
+    def counts(arm: str) -> list[tuple[int, int | None]]:
         return [(results.arms[arm].hospitals[name].n, results.arms[arm].hospitals[name].events) for name in hospitals]
 
     return counts(first) == counts(second)
@@ -209,7 +209,12 @@ def same_patient_groups(results: Results) -> list[list[str]]:
 
 def with_few(arm: Arm) -> list[str]:
     """Hospitals with under `FEW` events or non-events among the patients tested."""
-    return [name for name, found in hospitals_of(arm).items() if min(found.events, found.n - found.events) < FEW]
+    return [name for name, found in hospitals_of(arm).items() if _fewer(found) < FEW]
+
+
+def _fewer(figures: Figures) -> int:
+    """Events or non-events, whichever are fewer; 0 where they are withheld for being few."""
+    return 0 if figures.events is None else min(figures.events, figures.n - figures.events)
 
 
 # --- as text ----------------------------------------------------------------------------------------------------------
@@ -237,6 +242,9 @@ ARM_LABELS: Final = {
 
 NOTHING: Final = "–"
 """Stands for a number that cannot be estimated."""
+
+WITHHELD: Final = "withheld"
+"""Stands for a count that a hospital does not give, since it is small."""
 
 
 def arm_label(arm: str) -> str:
@@ -273,6 +281,18 @@ def difference(found: Paired) -> str:
     if found.low is None or found.high is None:
         return signed(found.mean)
     return f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})"
+
+
+def count(number: int | None) -> str:
+    """`1,234`, or that it is withheld."""
+    return WITHHELD if number is None else f"{number:,}"
+
+
+def total(numbers: Iterable[int | None]) -> str:
+    """`1,234`, or `≥ 1,234` where some are withheld."""
+    found = list(numbers)
+    text = f"{sum(number for number in found if number is not None):,}"
+    return f"≥ {text}" if None in found else text
 
 
 def many(count: int, noun: str) -> str:

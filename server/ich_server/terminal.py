@@ -14,6 +14,7 @@ from ich_server.summary import (
     Spread,
     arm_label,
     compared,
+    count,
     difference,
     estimate,
     hospitals_of,
@@ -24,6 +25,7 @@ from ich_server.summary import (
     number,
     pooled,
     spread,
+    total,
     values,
 )
 
@@ -58,7 +60,7 @@ def _add(table: Table, *cells: str, style: str = "") -> None:
 
 def _plain(text: str) -> str:
     """Dashes that every terminal has."""
-    return text.replace("–", "-").replace("−", "-")
+    return text.replace("–", "-").replace("−", "-").replace("≥", ">=")
 
 
 # --- the headline arm -------------------------------------------------------------------------------------------------
@@ -72,15 +74,15 @@ def _per_hospital(name: str, arm: Arm) -> Table:
             table,
             each,
             f"{found.n:,}",
-            f"{found.events:,}",
+            count(found.events),
             _text("auroc", found.auroc),
             _slope(found.calibration_slope),
         )
     patients = sum(found.n for found in arm.hospitals.values())
-    events = sum(found.events for found in arm.hospitals.values())
+    events = total(found.events for found in arm.hospitals.values())
     mean, prediction = _random_effects(arm, "auroc")
     slope, _ = _random_effects(arm, "calibration_slope")
-    _add(table, "summary", f"{patients:,}", f"{events:,}", mean, slope.partition(" (")[0], style="bold")
+    _add(table, "summary", f"{patients:,}", events, mean, slope.partition(" (")[0], style="bold")
     _add(table, "prediction interval", "", "", prediction, "")
     return table
 

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ich_models.variables import MISSING, Table, Variable
+
+LARGEST_NUMBER: Final = 1e9
+"""No value of a variable without a range lies further from 0."""
 
 Value = float | str | None
 """A number, a level by its name, or None where missing (NaN counts as missing too)."""
@@ -18,6 +22,22 @@ def columns(table: Table) -> tuple[str, ...]:
     for name, variable in table.chosen.items():
         names += [f"{name}={level}" for level in _dummies(variable)] if variable.codes else [name]
     return (*names, *(f"{name}?" for name in _indicated(table)))
+
+
+def bounds(table: Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(D,) each: the smallest and the largest value that each encoded column can have.
+
+    A number without a range lies within `LARGEST_NUMBER` of 0.
+    """
+    ends: list[tuple[float, float]] = []
+    for variable in table.chosen.values():
+        if variable.codes:
+            ends += [(0.0, 1.0)] * len(_dummies(variable))
+        else:
+            ends.append(variable.range or (-LARGEST_NUMBER, LARGEST_NUMBER))
+    ends += [(0.0, 1.0)] * len(_indicated(table))
+    low, high = np.array(ends, dtype=np.float64).reshape(-1, 2).T
+    return low, high
 
 
 def encode(values: Mapping[str, Sequence[Value]], table: Table) -> NDArray[np.float64]:

@@ -52,6 +52,13 @@ class RunError(IchError):
     exit_code = 4
 
 
+class Exclusion(StrEnum):
+    """The closed list of reasons, that may cross from a hospital to the server, why a patient does not take part."""
+
+    OUTCOME = "outcome unknown"
+    PREDICTOR = "a predictor missing"
+
+
 class Code(StrEnum):
     """The closed list of reasons that may cross from a hospital to the server in place of a result."""
 
@@ -60,5 +67,8 @@ class Code(StrEnum):
     HELD_OUT = "HELD_OUT"  # asked to learn for a fold that holds this hospital out
     MALFORMED = "MALFORMED"  # a message outside the schema
     DATA = "DATA"  # the hospital's data cannot be used
+    SMALL_CELLS = "SMALL_CELLS"  # too few patients for anything to be said of them
+    EGRESS = "EGRESS"  # the reply was not what may leave; it was dropped
+    DIVERGED = "DIVERGED"  # training gave numbers that are not finite
     RESOURCES = "RESOURCES"  # memory, disk or device
     INTERNAL = "INTERNAL"  # anything else; the traceback stays in the hospital's log

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ich_models.networks.staged import Encoder
 from ich_models.networks.tabular import Standardise
@@ -75,8 +74,8 @@ def _travels(module: nn.Module, name: str) -> bool:
 
 
 def is_normalisation(module: nn.Module) -> bool:
-    """Whether a module is a normalisation layer."""
-    return isinstance(module, _NormBase | nn.LayerNorm | nn.GroupNorm)
+    """Whether a module is a normalisation layer; those of the batch and instance family all track statistics, or could."""
+    return hasattr(module, "track_running_stats") or isinstance(module, nn.LayerNorm | nn.GroupNorm)
 
 
 def exchanged(network: nn.Module, local: Callable[[nn.Module], bool]) -> Layout:

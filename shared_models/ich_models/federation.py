@@ -11,8 +11,9 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.networks.options import NetworkOptions
 from ich_models.recipes import Recipe, Stage
+from ich_models.strategy_options import FedAvg, StrategyOptions
 from ich_models.strict import Name, Strict
-from ich_models.variables import Dictionary, Outcome, Table, Variable
+from ich_models.variables import Complaint, Dictionary, Outcome, Table, Variable
 from ich_models.yaml_config import Document, load
 
 SCHEMA: Final = 1
@@ -39,59 +40,6 @@ class Modalities(Strict):
     """What a patient is described by. Images and text join the table here."""
 
     table: Table
-
-
-# --- strategies: the options; the algorithms are in ich_strategies ----------------------------------------------------
-
-
-class FedAvg(Strict):
-    """Federated averaging (McMahan et al. 2017)."""
-
-    name: Literal["fedavg"] = "fedavg"
-
-
-class FedProx(Strict):
-    """FedAvg with a proximal term (Li et al. 2020)."""
-
-    name: Literal["fedprox"]
-    mu: Annotated[float, Field(ge=0)]
-
-
-class Scaffold(Strict):
-    """Control variates against client drift (Karimireddy et al. 2020)."""
-
-    name: Literal["scaffold"]
-    server_lr: PositiveFloat = 1.0
-
-
-class FedAvgM(Strict):
-    """Server momentum (Hsu et al. 2019)."""
-
-    name: Literal["fedavgm"]
-    server_lr: PositiveFloat = 1.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-
-
-class FedOpt(Strict):
-    """Adaptive server optimisers (Reddi et al. 2021, Algorithm 2)."""
-
-    name: Literal["fedadam", "fedyogi", "fedadagrad"]
-    server_lr: PositiveFloat = 0.1
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    tau: PositiveFloat = 1e-3
-
-
-class FedBN(Strict):
-    """Normalisation layers stay at the hospital (Li et al. 2021)."""
-
-    name: Literal["fedbn"]
-
-
-StrategyOptions = Annotated[
-    FedAvg | FedProx | Scaffold | FedAvgM | FedOpt | FedBN,
-    Field(discriminator="name"),
-]
 
 
 # --- training, evaluation, quorum -------------------------------------------------------------------------------------
@@ -147,13 +95,6 @@ class Training(Strict):
         for what, names in (("seeds", self.seeds), ("stage names", [stage.name for stage in self.stages])):
             if len(set(names)) != len(names):
                 raise ValueError(f"{what} must differ: {names}")
-        if self.strategy.name == "scaffold" and any(
-            stage.optimizer.name != "sgd" or stage.optimizer.momentum for stage in self.stages
-        ):
-            raise ValueError(
-                "scaffold needs plain sgd in every stage (its control variates divide by the learning rate)"
-                " | use optimizer {name: sgd} without momentum, or strategy fedavg, fedprox or fedadam"
-            )
         return self
 
 
@@ -172,7 +113,7 @@ class Evaluation(Strict):
     leave_one_hospital_out: bool = True
     test: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of each hospital's patients that nothing trains on; tests the all-hospital model."""
-    folds: Annotated[int, Field(ge=2)] | None = None
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = None
     """Cross-validation by patient inside the federation; tests the all-hospital recipe, one model per fold."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     validation: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -181,8 +122,8 @@ class Evaluation(Strict):
     """`best`: the round with the lowest validation loss over the training hospitals."""
     threshold: Literal["youden"] | Annotated[float, Field(gt=0, lt=1)] = "youden"
     """`youden`: each training hospital's Youden threshold, averaged with its patients as weights."""
-    small_cells: Annotated[int, Field(ge=0)] = 10
-    """Counts below this are not to leave a hospital; a hospital may ask for more. Not applied in simulation."""
+    small_cells: Annotated[int, Field(ge=0, le=1000)] = 10
+    """Counts below this do not leave a hospital, nor figures that tell them; a hospital may ask for more. 0: all do."""
     comparisons: Comparisons = Comparisons()
 
     @model_validator(mode="after")
@@ -203,10 +144,10 @@ class Evaluation(Strict):
 class Quorum(Strict):
     """How many hospitals a round needs, and how long it waits for them."""
 
-    hospitals: Annotated[int, Field(ge=1)] | None = None
+    hospitals: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """A study begins, and a round goes on, with this many hospitals; by default it begins with all of them and goes on
     with more than half. A leave-one-hospital-out fold needs one fewer."""
-    deadline: Seconds = 3600.0
+    deadline: Annotated[Seconds, Field(le=30 * 86400)] = 3600.0
 
 
 class Checks(Strict):
@@ -216,6 +157,8 @@ class Checks(Strict):
     """More training patients than this are not believed."""
     update_norm: PositiveFloat = 1e6
     """Largest L2 norm of an update (returned minus sent weights), per fold. The default stops only the absurd."""
+    state_norm: PositiveFloat = 1e6
+    """Largest L2 norm of whatever else an update carries (SCAFFOLD's variate, FedBN's layers), per fold."""
 
 
 class Federation(Strict):
@@ -262,7 +205,14 @@ def load_federation(path: Path) -> Document[Federation]:
     federation = document.value
     table = federation.modalities.table
     if table.dictionary is not None:
-        dictionary = load(path.parent / table.dictionary, Dictionary).value
+        beside = path.parent / table.dictionary
+        if not beside.resolve().is_relative_to(path.parent.resolve()):
+            raise ConfigurationError(
+                f"{table.dictionary} is a link that leaves the folder of the federation file",
+                where=document.where("modalities", "table", "dictionary"),
+                hint="keep the dictionary itself beside it",
+            )
+        dictionary = load(beside, Dictionary).value
         twice = sorted(set(dictionary.variables) & set(table.variables))
         if twice:
             raise ConfigurationError(
@@ -283,27 +233,15 @@ def load_federation(path: Path) -> Document[Federation]:
     return document
 
 
-def _contradictions(federation: Federation) -> list[tuple[tuple[str | int, ...], str, str]]:
-    """What the parts of a federation say against each other: (key path, message, hint)."""
+def _contradictions(federation: Federation) -> list[Complaint]:
+    """What the parts of a federation say against each other."""
     task, table = federation.task, federation.modalities.table
     return [
         *task.outcome.contradictions(table.variables, task.timeline, task.predict_at),
         *table.contradictions(task.outcome, task.timeline, task.predict_at),
-        *_strategy_needs(federation),
+        *federation.training.strategy.contradictions(federation),
         *_network_needs(federation),
     ]
-
-
-def _strategy_needs(federation: Federation) -> list[tuple[tuple[str | int, ...], str, str]]:
-    if federation.training.strategy.name == "fedbn" and not federation.network.has_normalisation:
-        return [
-            (
-                ("training", "strategy", "name"),
-                f"fedbn keeps normalisation layers local, and network '{federation.network.name}' has none",
-                "use network {name: mlp, normalisation: batch} (or layer), or strategy fedavg",
-            )
-        ]
-    return []
 
 
 def _network_needs(federation: Federation) -> list[tuple[tuple[str | int, ...], str, str]]:

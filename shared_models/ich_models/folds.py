@@ -1,12 +1,27 @@
-"""Folds by name: which hospital or which part of the patients a model never learns from."""
+"""Folds by name: which hospital or which part of the patients a model never learns from, and what each is asked for."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated, Final
+
+from pydantic import Field
 
 from ich_models.federation import Evaluation
+from ich_models.strict import NAME
 
-_NAME = re.compile(r"all|without:(?P<hospital>.+)|part:(?P<part>[1-9][0-9]*)")
+ALL: Final = "all"
+
+_NAME: Final = re.compile(rf"{ALL}|without:(?P<hospital>{NAME})|part:(?P<part>[1-9][0-9]{{0,3}})")
+
+FoldName = Annotated[str, Field(pattern=f"^({ALL}|without:{NAME}|part:[1-9][0-9]{{0,3}})$")]
+"""In a message."""
+
+LOHO: Final = "loho"
+"""The arm of the folds that each hold one hospital out, tested there."""
+
+FEDERATED: Final = "federated"
+"""The arm of the model of all hospitals, tested on patients that it did not learn from."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +43,26 @@ def parse(name: str) -> Fold:
     """The fold of that name. Raises ValueError for any other text."""
     match = _NAME.fullmatch(name)
     if not match:
-        raise ValueError(f"'{name}' is not a fold")
+        raise ValueError(f"{name!r} is not a fold")
     return Fold(name, match["hospital"], int(match["part"]) if match["part"] else None)
 
 
 def folds_of(evaluation: Evaluation, hospitals: Iterable[str]) -> tuple[Fold, ...]:
     """Every fold of a study, in the order in which they travel: all, one per hospital, one per part."""
-    names = ["all"]
+    names = [ALL]
     if evaluation.leave_one_hospital_out:
         names += [f"without:{hospital}" for hospital in sorted(hospitals)]
     names += [f"part:{part}" for part in range(1, (evaluation.folds or 0) + 1)]
     return tuple(map(parse, names))
+
+
+def questions(evaluation: Evaluation, hospital: str) -> dict[str, list[str]]:
+    """Which folds answer for which arm at a hospital: arm -> folds."""
+    asked: dict[str, list[str]] = {}
+    if evaluation.leave_one_hospital_out:
+        asked[LOHO] = [f"without:{hospital}"]
+    if evaluation.folds:
+        asked[FEDERATED] = [f"part:{part}" for part in range(1, evaluation.folds + 1)]
+    elif evaluation.test is not None:
+        asked[FEDERATED] = [ALL]
+    return asked

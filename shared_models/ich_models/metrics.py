@@ -31,10 +31,10 @@ METRICS: Final = (
 """The metrics of `Evaluation`, in the order in which they are sent and reported."""
 
 RANGES: Final[Mapping[str, tuple[float, float]]] = dict.fromkeys(METRICS, (0.0, 1.0)) | {
-    "calibration_slope": (-inf, inf),
-    "calibration_intercept": (-inf, inf),
+    "calibration_slope": (-1e9, 1e9),
+    "calibration_intercept": (-1e9, 1e9),
 }
-"""Smallest and largest possible value of each metric; intervals are cut there."""
+"""Smallest and largest possible value of each metric (of calibration: that means anything); intervals are cut there."""
 
 MIN_PER_CLASS: Final = 10
 """Events, and non-events, below which no interval of the AUROC is given."""
@@ -59,10 +59,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One model at one hospital: `n` patients, `events` of them with label 1, and all of `METRICS` in their order."""
+    """One model at one hospital: `n` patients, `events` of them with label 1, and all of `METRICS` in their order.
+
+    `events` None: withheld, since they or the others are few; every metric is then unknown.
+    """
 
     n: int
-    events: int
+    events: int | None
     metrics: Mapping[str, Estimate]
 
 
@@ -204,6 +207,8 @@ def _estimate(name: str, value: float, low: float, high: float) -> Estimate:
     if not (isfinite(low) and isfinite(high) and low < high):
         return Estimate(value, None, None)
     lowest, highest = RANGES[name]
+    if not lowest <= value <= highest:
+        return _UNKNOWN
     return Estimate(value, max(low, lowest), min(high, highest))
 
 

@@ -8,20 +8,31 @@ from typing import Annotated, Final, Self, TypeVar
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, RecordDict
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from ich_models.errors import Code
-from ich_models.metrics import METRICS, Estimate, Evaluation
+from ich_models.errors import Code, Exclusion
+from ich_models.folds import FoldName
+from ich_models.metrics import METRICS, RANGES, Estimate, Evaluation
 from ich_models.statistics import Moments
 from ich_models.strict import Name, Strict
 
 PROTOCOL: Final = 1
 """Raised whenever a message changes; both sides must have the same."""
 
+ROUNDS_KEPT: Final = 2
+"""A server that goes on after a crash asks for its last round again: both sides keep so many rounds."""
+
 PACKAGE: Final = version("ich-federation")
 
 Rows = dict[str, NDArray[np.floating]]
 """Named blocks of numbers, each (F, width) with one row per fold, all of one dtype."""
+
+WEIGHTS: Final = "weights"
+"""Block of what travels every round."""
+CONSTANTS: Final = "constants"
+"""Block of a fold's imputation and scaling."""
+LOCAL: Final = "local"
+"""Block of the layers that stay at the hospital until the last round."""
 
 STATISTICS: Final = "query"
 TRAIN: Final = "train"
@@ -29,8 +40,19 @@ THRESHOLD: Final = "evaluate.threshold"
 EVALUATE: Final = "evaluate.test"
 """flwr message types, one per pair of messages below."""
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**53)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+LARGEST_LOSS: Final = 1e6
+Loss = Annotated[float, Field(ge=0, le=LARGEST_LOSS)]
+
+
+def _distinct(folds: list[str]) -> list[str]:
+    if len(set(folds)) != len(folds):
+        raise ValueError("a fold twice")
+    return folds
+
+
+Folds = Annotated[list[FoldName], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Task(Strict):
@@ -46,15 +68,16 @@ class Task(Strict):
 class StatisticsTask(Task):
     """Before round 1: who are you, and what are your sums? Part 0 is all training patients, part I all but part I."""
 
-    parts: list[int]
+    parts: list[Count]
 
 
 class PartStatistics(Strict):
     """`Moments` on the wire."""
 
     patients: Count
-    events: Count
-    count: list[float]
+    events: Count | None
+    """None, here and in `count`: withheld (small cells); the column's mean and m2 are then 0."""
+    count: list[float | None]
     mean: list[float]
     m2: list[float]
 
@@ -63,15 +86,27 @@ class PartStatistics(Strict):
         """From arrays."""
         return cls(
             patients=moments.patients,
-            events=moments.events,
-            count=moments.count.tolist(),
+            events=moments.events if moments.labelled else None,
+            count=[
+                None if hidden else count
+                for count, hidden in zip(moments.count.tolist(), moments.withheld.tolist(), strict=True)
+            ],
             mean=moments.mean.tolist(),
             m2=moments.m2.tolist(),
         )
 
     def moments(self) -> Moments:
         """To arrays."""
-        return Moments(self.patients, self.events, np.array(self.count), np.array(self.mean), np.array(self.m2))
+        labelled, events = (0, 0) if self.events is None else (self.patients, self.events)
+        return Moments(
+            self.patients,
+            labelled,
+            events,
+            np.array([count or 0.0 for count in self.count]),
+            np.array(self.mean, dtype=np.float64),
+            np.array(self.m2, dtype=np.float64),
+            np.array([count is None for count in self.count], dtype=np.bool_),
+        )
 
 
 class StatisticsReply(Strict):
@@ -80,6 +115,11 @@ class StatisticsReply(Strict):
     hospital: Name
     schema_hash: str
     """Schema of the exchanged weights that this hospital built from the federation."""
+    patients: Count
+    """All that take part, test patients included."""
+    events: Count | None
+    excluded: dict[Exclusion, Count | None]
+    """Patients left out, by reason. None, here and above: withheld (small cells)."""
     parts: dict[int, PartStatistics]
 
 
@@ -87,7 +127,7 @@ class TrainTask(Task):
     """Train these folds for one round. Rows: 'weights', 'constants' (federated scaling), the strategy's own."""
 
     round: Annotated[int, Field(ge=1)]
-    folds: list[str]
+    folds: Folds
     final: bool
     """The last round: layers that stayed at the hospital travel once, as 'local'."""
 
@@ -95,53 +135,68 @@ class TrainTask(Task):
 class TrainReply(Strict):
     """Per fold: training patients, mean training loss, validation loss of the weights received. Rows: 'weights', ..."""
 
-    hospital: str
+    hospital: Name
     patients: list[Count]
-    losses: list[float | None]
-    validation_losses: list[float | None]
+    losses: list[Loss | None]
+    validation_losses: list[Loss | None]
 
 
 class ThresholdTask(Task):
     """Which threshold would you choose for these folds, on your own training or validation patients?"""
 
-    folds: list[str]
+    folds: Folds
 
 
 class ThresholdReply(Strict):
     """Per fold: the Youden threshold (None: one class only), and the validation loss of these weights."""
 
-    hospital: str
+    hospital: Name
     thresholds: list[Probability | None]
-    validation_losses: list[float | None]
+    validation_losses: list[Loss | None]
 
 
 class Question(Strict):
     """One evaluation: folds that each predict their own held-out patients, and their thresholds."""
 
-    arm: str
-    folds: list[str]
+    arm: Name
+    folds: Folds
     thresholds: list[Probability]
 
 
 class EvaluateTask(Task):
     """Evaluate; rows as in training, in the order of `folds`, which holds every fold that a question names."""
 
-    folds: list[str]
+    folds: Folds
     questions: list[Question]
 
 
 class Answer(Strict):
     """One evaluation's figures: per metric value, low and high."""
 
-    arm: str
+    arm: Name
     patients: Count
-    events: Count
+    events: Count | None
+    """None: withheld (small cells), and every metric with it."""
     metrics: dict[str, tuple[float | None, float | None, float | None]]
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if tuple(self.metrics) != METRICS or self.events > self.patients:
+        if tuple(self.metrics) != METRICS or (self.events or 0) > self.patients:
             raise ValueError("not an evaluation")
+        if self.events is None and any(number is not None for three in self.metrics.values() for number in three):
+            raise ValueError("figures of withheld events")
+        for name, (value, low, high) in self.metrics.items():
+            smallest, largest = RANGES[name]
+            if not all(smallest <= number <= largest for number in (value, low, high) if number is not None):
+                raise ValueError(f"a {name} that cannot be")
+            if (low is None) != (high is None) or (value is None and low is not None):
+                raise ValueError(f"half an interval of {name}")
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"the interval of {name} ends before it begins")
+        events = self.events or 0
+        area, pairs = self.metrics["auroc"][0], events * (self.patients - events)
+        if area is not None and not (pairs and (area == 0 or 2 * pairs * area > 0.99)):  # it counts half pairs
+            raise ValueError("an area under the curve that these patients cannot have")
         return self
 
     @classmethod
@@ -158,7 +213,7 @@ class Answer(Strict):
 class EvaluateReply(Strict):
     """The answers, in the order of the questions."""
 
-    hospital: str
+    hospital: Name
     answers: list[Answer]
 
 
@@ -198,11 +253,16 @@ def from_record(record: RecordDict, kind: type[M]) -> tuple[M, Rows]:
         config, arrays = record[_MESSAGE], record.get(_ARRAYS)  # flwr's config_records is a copy, made at each look
         if not isinstance(config, ConfigRecord):
             raise MalformedError("no message in it")
+        keys = set(config)
+        if not set(record) <= {_MESSAGE, _ARRAYS} or keys not in ({_JSON}, {_JSON, _BLOCKS, _WIDTHS}):
+            raise MalformedError("more in it than a message and its array")
         message = kind.model_validate_json(str(config[_JSON]))
-        if _BLOCKS not in config:
+        if keys == {_JSON}:
+            if arrays is not None:
+                raise MalformedError("an array without names for its blocks")
             return message, {}
-        if not isinstance(arrays, ArrayRecord):
-            raise MalformedError("no array for the blocks")
+        if not isinstance(arrays, ArrayRecord) or set(arrays) != {_ROWS}:
+            raise MalformedError("no array for the blocks, or several")
         return message, _blocks(config[_BLOCKS], config[_WIDTHS], arrays[_ROWS].numpy())
     except MalformedError:
         raise

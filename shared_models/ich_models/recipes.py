@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from ich_models.strict import Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -86,7 +87,7 @@ class Step(Strict):
     """Multiplied by `gamma` every `every` epochs."""
 
     name: Literal["step"]
-    every: PositiveInt
+    every: Count
     gamma: Annotated[float, Field(gt=0, le=1)]
 
     def factor(self, epoch: int, epochs: int) -> float:
@@ -100,11 +101,11 @@ ScheduleOptions = Annotated[Constant | Cosine | Step, Field(discriminator="name"
 class Recipe(Strict):
     """One stretch of local training: how long, in which batches, with which optimiser."""
 
-    epochs: PositiveInt | None = None
+    epochs: Count | None = None
     """Passes over the hospital's training patients."""
-    updates: PositiveInt | None = None
+    updates: Count | None = None
     """Optimiser steps instead of passes; the patients are shuffled anew whenever they run out."""
-    batch: PositiveInt | Literal["all"]
+    batch: Count | Literal["all"]
     """Patients per step; `all`: one full-batch step per epoch."""
     optimizer: OptimizerOptions
     schedule: ScheduleOptions = Constant()
@@ -121,5 +122,5 @@ class Recipe(Strict):
 class Stage(Recipe):
     """A phase of federated training; schedules count its local epochs over all its rounds and never restart."""
 
-    name: str = "train"
-    rounds: PositiveInt
+    name: Annotated[str, Field(min_length=1, max_length=64)] = "train"
+    rounds: Count

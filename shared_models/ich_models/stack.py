@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
-from torch.nn.modules.batchnorm import _NormBase
 
 from ich_models.batch import Batch, Output
 from ich_models.losses import Objective
@@ -14,8 +13,7 @@ from ich_models.losses import Objective
 def stackable(network: nn.Module) -> bool:
     """Whether `torch.func.vmap` can train it: running statistics that are updated in place and LSTMs cannot be mapped."""
     return not any(
-        isinstance(module, nn.RNNBase) or (isinstance(module, _NormBase) and module.track_running_stats)
-        for module in network.modules()
+        isinstance(module, nn.RNNBase) or getattr(module, "track_running_stats", False) for module in network.modules()
     )
 
 

@@ -173,6 +173,8 @@ class Table(Strict):
     @field_validator("dictionary")
     @classmethod
     def _near(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("the name of the file is missing | name it, or leave dictionary out")
         if value is not None and (PurePosixPath(value).is_absolute() or ".." in PurePosixPath(value).parts):
             raise ValueError(f"'{value}' leaves the folder of the federation file | keep the dictionary beside it")
         return value

@@ -6,6 +6,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from ich_models.protocol import WEIGHTS
+
 
 class Fault(StrEnum):
     """Why an update is quarantined."""
@@ -17,7 +19,7 @@ class Fault(StrEnum):
     NOT_FINITE = "not finite"
     """It holds NaN or infinity."""
     NORM = "norm"
-    """It moved the weights further than the limit."""
+    """It moved the weights, or carries other numbers, further than the limit."""
 
 
 def fault(
@@ -29,11 +31,13 @@ def fault(
     *,
     most_patients: int,
     largest_norm: float,
+    largest_state: float,
 ) -> Fault | None:
     """The first thing wrong with an update of F folds, or None.
 
     `sent`: (F, size) weights before training. `returned`: per name (F, width); `widths`: what must be there, and how wide.
     `patients`: what the update claims per fold; `expected_patients`: what the hospital said before round 1.
+    `largest_norm`: of returned minus sent weights; `largest_state`: of any other block's row.
     """
     if list(patients) != list(expected_patients) or not all(0 < count <= most_patients for count in patients):
         return Fault.PATIENTS
@@ -44,9 +48,13 @@ def fault(
             return Fault.SHAPE
     if not all(np.isfinite(rows).all() for rows in returned.values()):
         return Fault.NOT_FINITE
-    with np.errstate(over="ignore"):  # infinite is above any limit
-        norms = np.linalg.norm(returned["weights"].astype(np.float64) - sent, axis=1)
-    return Fault.NORM if norms.max() > largest_norm else None
+    for name, rows in returned.items():
+        limit, base = (largest_norm, sent) if name == WEIGHTS else (largest_state, 0)
+        with np.errstate(over="ignore"):  # infinite is above any limit
+            norms = np.linalg.norm(rows.astype(np.float64) - base, axis=1)
+        if norms.max() > limit:
+            return Fault.NORM
+    return None
 
 
 class WeightedMeans:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Final
 
-from ich_models.federation import StrategyOptions
+from ich_models.strategy_options import StrategyOptions
 from ich_strategies.fedavg import FedAvg
 from ich_strategies.fedavgm import FedAvgM
 from ich_strategies.fedbn import FedBN

@@ -1,9 +1,11 @@
 """SCAFFOLD: control variates against client drift (Karimireddy et al., ICML 2020, Algorithm 1, option II).
 
 The variates are weighted by patients like the weights themselves, so that the server's variate stays the gradient of
-the federation's own objective when hospitals differ in size.
+the federation's own objective when hospitals differ in size. A hospital whose update is set aside by the server has
+moved its own variate all the same: c and the mean of the c_i differ from then on.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,12 @@ class Scaffold(Strategy):
         """Option II: c_i+ = c_i - c + (x - y_i) / (K eta); K eta is `rate`. What travels is c_i+ - c_i."""
         change = (start - end) / rate - server["variate"]
         return Report(sent={"variate": change}, kept={"variate": client["variate"] + change})
+
+    def returns(self, size: int) -> Mapping[str, int]:
+        return {"variate": size}
+
+    def keeps(self, size: int) -> Mapping[str, int]:
+        return {"variate": size}
 
     def start(self, weights: Row) -> State:
         return {"variate": weights * 0}

@@ -28,9 +28,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Strategy:
-    """Federated averaging, and the five places where an algorithm may differ from it.
+    """Federated averaging, and the places where an algorithm may differ from it.
 
-    Client half: `local`, `direction`, `report`. Server half: `start`, `sends`, `step`.
+    Client half: `local`, `direction`, `report` with `returns` and `keeps`. Server half: `start`, `sends`, `step`.
     A subclass overrides what its paper changes and nothing else; see docs/extending.md.
     """
 
@@ -44,7 +44,8 @@ class Strategy:
         """The gradient that the optimiser steps along, for one tensor (F, *shape).
 
         Applied just before the step, hence after clip and noise. `start`: the weights that the round began with;
-        `server` and `client`: this tensor's part of what the server sends and of the client's own state.
+        `server` and `client`: this tensor's part of what the server sends and of the client's own state, of the blocks
+        that are as wide as the weights.
         """
         return gradient
 
@@ -54,6 +55,14 @@ class Strategy:
         `rate`: the sum of the learning rates of all local steps.
         """
         return Report()
+
+    def returns(self, size: int) -> Mapping[str, int]:
+        """Width of each block that `report` sends, for weights of `size` numbers: the server takes these and no others."""
+        return {}
+
+    def keeps(self, size: int) -> Mapping[str, int]:
+        """Width of each block that `report` keeps. The next round finds them in `client`; in the first they are 0."""
+        return {}
 
     def start(self, weights: Row) -> State:
         """The server's state for one fold before round 1."""
@@ -67,6 +76,6 @@ class Strategy:
     def step(self, weights: Row, mean: State, state: State, share: float) -> tuple[Row, State]:
         """New weights and state of one fold from the patient-weighted mean of what the clients sent.
 
-        `mean["weights"]` and the names of `report`; `share`: the replying hospitals' part of the fold's patients.
+        `mean["weights"]` and the names of `returns`; `share`: the replying hospitals' part of the fold's patients.
         """
         return mean["weights"], state

@@ -459,6 +459,27 @@ REFUSALS: dict[str, tuple[str | bytes | None, str, list[str]]] = {
             "    add mrs: {from: MRS}",
         ],
     ),
+    "a predictor that is not mapped, and nothing else wrong": (
+        TABLE,
+        MAPPING.replace("    ivh: {from: IVH, codes: {J: yes, N: no}}\n", ""),
+        [
+            "hospital.yaml:6:5: table.columns: the study needs 'ivh' (a predictor), and it is not mapped\n"
+            "    add ivh: {from: IVH}",
+        ],
+    ),
+    "a hospital's name that is too long": (
+        TABLE.replace("MRN,", "MRN,WARD,")
+        .replace("a1,", f"a1,{'Ward ' * 20},")
+        .replace("a2,", "a2,B,")
+        .replace("a3,", "a3,B,")
+        .replace("a4,", "a4,B,")
+        .replace("a5,", "a5,B,"),
+        MAPPING.replace("  patient: MRN", "  patient: MRN\n  split_by: WARD"),
+        [
+            f"north.csv: line 2: 'WARD' '{('Ward ' * 20)[:40]}' gives the hospital's name '{('north' + '-ward' * 20)[:80]}',"
+            " which is too long\n    names have 64 characters at most: shorten it",
+        ],
+    ),
     "no patient column": (
         TABLE,
         MAPPING.replace("patient: MRN", "patient: MRNN"),

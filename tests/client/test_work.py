@@ -1,6 +1,7 @@
 """What a hospital does for whom: refusals by code, the right patients for each purpose, training by recipe."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from flwr.app import Message, RecordDict
 from ich_client.site import Site
 from ich_client.splits import split
 from ich_client.state import State
+from ich_client.tasks import RefusedError
 from ich_client.train import fit
+from ich_client.work import predictions
 from ich_models.errors import Code
 from ich_models.federation import Evaluation
 from ich_models.protocol import (
@@ -73,9 +76,12 @@ def test_a_fold_that_holds_the_hospital_out_is_refused_whatever_the_server_says(
 
 @pytest.mark.parametrize("fold", ["all", "without:south"])
 def test_a_model_that_has_learnt_from_every_patient_is_not_evaluated_here(site: Site, fold: str) -> None:
+    """The study never asks this, so it is refused before; and were it asked, there is nobody to test the model on."""
     question = Question(arm="federated", folds=[fold], thresholds=[0.5])
     task = EvaluateTask(**header(site), folds=[fold], questions=[question])
-    assert is_refusal(ask(site, EVALUATE, task, rows(site))) is Code.HELD_OUT
+    assert is_refusal(ask(site, EVALUATE, task, rows(site))) is (Code.MALFORMED if fold == "all" else Code.HELD_OUT)
+    with pytest.raises(RefusedError, match="has learnt from every patient"):
+        predictions(site, [fold], rows(site))
 
 
 @pytest.mark.parametrize(
@@ -91,11 +97,79 @@ def test_another_study_or_version_is_refused(site: Site, changes: dict[str, Any]
     assert is_refusal(ask(site, STATISTICS, task)) is code
 
 
-@pytest.mark.parametrize("fold", ["", "without:", "part:0", "part:x", "ALL"])
+@pytest.mark.parametrize("fold", ["", "without:", "part:0", "part:x", "ALL", "part:3", "all\nall", "without:../x"])
 def test_an_unknown_fold_is_malformed(site: Site, fold: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
-    task = TrainTask(**header(site), round=1, folds=[fold], final=False)
+    task = TrainTask(**header(site), round=1, folds=["all"], final=False).model_copy(update={"folds": [fold]})
     assert is_refusal(ask(site, TRAIN, task, rows(site))) is Code.MALFORMED
+
+
+def train(site: Site, **changes: Any) -> TrainTask:
+    return TrainTask(**{**header(site), "round": 1, "folds": ["all"], "final": False, **changes})
+
+
+def evaluate(site: Site, thresholds: list[list[float]], arms: tuple[str, ...] = ("loho", "federated")) -> EvaluateTask:
+    """The questions of the study, with these thresholds."""
+    folds = {"loho": ["without:north"], "federated": ["part:1", "part:2"]}
+    asked = [Question(arm=arm, folds=folds[arm], thresholds=t) for arm, t in zip(arms, thresholds, strict=True)]
+    return EvaluateTask(**header(site), folds=[f for arm in arms for f in folds[arm]], questions=asked)
+
+
+NEVER_ASKED: dict[str, Callable[[Site], tuple[str, Task, Rows]]] = {
+    "a round after the last": lambda site: (TRAIN, train(site, round=4), rows(site)),
+    "the local layers before the last round": lambda site: (TRAIN, train(site, final=True), rows(site)),
+    "no blocks": lambda site: (TRAIN, train(site), {}),
+    "rows of two folds": lambda site: (TRAIN, train(site), rows(site, 2)),
+    "a block too many": lambda site: (TRAIN, train(site), {**rows(site), "local": np.zeros((1, 4), np.float32)}),
+    "a block too wide": lambda site: (TRAIN, train(site), {**rows(site), "weights": np.zeros((1, 5), np.float32)}),
+    "another dtype": lambda site: (TRAIN, train(site), {n: b.astype(np.float64) for n, b in rows(site).items()}),
+    "infinite weights": lambda site: (TRAIN, train(site), {**rows(site), "weights": np.full((1, 4), np.inf, "f4")}),
+    "statistics of one part alone": lambda site: (STATISTICS, StatisticsTask(**header(site), parts=[1]), {}),
+    "statistics of the same part twice": lambda s: (STATISTICS, StatisticsTask(**header(s), parts=[0, 1, 1]), {}),
+    "one threshold per question too many": lambda s: (EVALUATE, evaluate(s, [[0.5, 0.6], [0.5, 0.5]]), rows(s, 3)),
+    "the questions in another order": lambda site: (
+        EVALUATE,
+        evaluate(site, [[0.5, 0.5], [0.5]], ("federated", "loho")),
+        rows(site, 3),
+    ),
+    "a question less": lambda site: (EVALUATE, evaluate(site, [[0.5]], ("loho",)), rows(site)),
+}
+
+
+@pytest.mark.parametrize("case", NEVER_ASKED)
+def test_what_the_study_never_asks_is_refused(site: Site, case: str) -> None:
+    """A server that has been taken over cannot probe for more than the hospital has agreed to."""
+    kind, task, given = NEVER_ASKED[case](site)
+    assert is_refusal(ask(site, kind, task, given)) is Code.MALFORMED
+
+
+def test_a_grid_of_thresholds_in_one_task_is_refused(site: Site) -> None:
+    """It would draw the whole distribution of the predictions, patient by patient."""
+    questions = [Question(arm="loho", folds=["without:north"], thresholds=[n / 200]) for n in range(200)]
+    task = EvaluateTask(**header(site), folds=["without:north"], questions=questions)
+    assert is_refusal(ask(site, EVALUATE, task, rows(site))) is Code.MALFORMED
+
+
+def test_the_questions_of_the_study_are_answered(site: Site) -> None:
+    assert is_refusal(ask(site, EVALUATE, evaluate(site, [[0.5], [0.5, 0.4]]), rows(site, 3))) is None
+
+
+def test_a_fixed_threshold_cannot_be_moved(tmp_path: Path) -> None:
+    fixed = Site(Plan(small.federation(evaluation={"threshold": 0.3}), 42), small.hospital("north", 80), tmp_path)
+    for limit, code in ((0.3, None), (0.31, Code.MALFORMED)):
+        question = Question(arm="loho", folds=["without:north"], thresholds=[limit])
+        task = EvaluateTask(**header(fixed), folds=["without:north"], questions=[question])
+        assert is_refusal(ask(fixed, EVALUATE, task, rows(fixed))) is code
+    threshold = ThresholdTask(**header(fixed), folds=["all"])
+    assert is_refusal(ask(fixed, THRESHOLD, threshold, rows(fixed))) is Code.MALFORMED
+
+
+def test_training_that_diverges_is_said_by_code_and_leaves_no_state(tmp_path: Path) -> None:
+    settings = small.federation(strategy={"name": "scaffold"}, stage={"epochs": 4})
+    diverging = Site(Plan(settings, 42), small.hospital("north", 80), tmp_path)
+    given = {**rows(diverging), "variate": np.full((1, 4), 3e38, np.float32)}
+    assert is_refusal(ask(diverging, TRAIN, train(diverging), given)) is Code.DIVERGED
+    assert diverging.state.load() == {}
 
 
 def test_thresholds_and_validation_losses_come_from_the_validation_patients(site: Site) -> None:

@@ -19,6 +19,9 @@ import yaml
 from flwr.app import Context, RecordDict
 
 from ich_client.app import app as client_app
+from ich_client.site import Site
+from ich_deploy import simulate as simulation
+from ich_deploy import source
 from ich_deploy.grid import InProcessGrid
 from ich_server.app import app as server_app
 
@@ -200,6 +203,49 @@ def test_resuming_a_finished_study_changes_nothing(study: Path, finished: Path, 
     shutil.copytree(finished, copy)
     simulate(study, copy, "--resume")
     assert numbers(copy) == numbers(finished)
+
+
+def test_a_finished_study_is_not_resumed_on_other_data(finished: Path, tmp_path: Path) -> None:
+    """A patient in another's place changes no statistic; the arms, which are not trained again, would be the old ones."""
+    study = write_study(tmp_path / "study")
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    table = study.parent / "data" / "north.csv"
+    table.write_text(table.read_text().replace("\n7,", "\n700,"))
+    done = simulate(study, copy, "--resume", code=4)
+    assert "arms.json: an earlier run had another data" in done.stderr
+
+
+def test_a_broken_file_of_an_earlier_run_is_said_in_words(study: Path, finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "seeds" / "seed-1" / "arms.json").write_text("{")
+    done = simulate(study, copy, "--resume", code=4)
+    assert "arms.json: the file cannot be read" in done.stderr
+
+
+def test_a_hospital_that_cannot_take_part_is_named_and_the_others_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The quorum is two of three; north's statistics fail. Every arm is of the two that took part."""
+    path = write_study(tmp_path / "study", {**FEDERATION, "quorum": {"hospitals": 2}})
+    origin = source.locate(path, path.parent / "data", None)
+    whole = Site.moments
+
+    def moments(site: Site, part: int) -> Any:
+        if site.hospital.name == "north":
+            raise MemoryError
+        return whole(site, part)
+
+    monkeypatch.setattr(Site, "moments", moments)
+    found = simulation.simulate(origin, tmp_path / "out", [1], simulation.Options(), simulation.Watch())
+    assert [(each.when, each.hospital, each.reason) for each in found.quarantined] == [
+        ("statistics", "north", "refused with code RESOURCES")
+    ]
+    assert list(found.hospitals) == ["east", "south"]
+    assert set(found.arms) == {"loho", "federated", "local", "pooled", "pooled_within"}
+    assert all(list(arm.hospitals) == ["east", "south"] for arm in found.arms.values())
+    assert "north" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -216,6 +216,20 @@ def test_a_dictionary_stays_beside_its_federation(path: str) -> None:
         Table(dictionary=path, predictors=["age"])
 
 
+@pytest.mark.parametrize("path", ["", " "])
+def test_a_dictionary_has_a_name(path: str) -> None:
+    with pytest.raises(ValidationError, match="the name of the file is missing"):
+        Table(dictionary=path, predictors=["age"])
+
+
+def test_a_dictionary_is_no_link_to_somewhere_else(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "secret.yaml"
+    elsewhere.write_text("variables:\n" + VARIABLES)
+    Path("dictionary.yaml").symlink_to(elsewhere)
+    (message,) = refused({"    variables:\n" + VARIABLES: "    dictionary: dictionary.yaml\n"})
+    assert "dictionary.yaml is a link that leaves the folder of the federation file" in message
+
+
 def test_a_dictionary_is_merged_and_part_of_the_hash(folder: Path) -> None:
     whole = read({}).value
     Path("dictionary.yaml").write_text("variables:\n" + VARIABLES)

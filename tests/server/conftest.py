@@ -117,8 +117,10 @@ def many_hospitals() -> Results:
         seeds=(42, 43, 44, 45, 46),
         one_class=["hospital-12"],
         quarantined=[
-            Quarantined(seed=42, round=3, hospital="hospital-10", reason="an update with values that are not finite"),
-            Quarantined(seed=44, round=0, hospital="hospital-2", reason="no answer within 2 h"),
+            Quarantined(
+                seed=42, when="round 3", hospital="hospital-10", reason="an update with values that are not finite"
+            ),
+            Quarantined(seed=44, when="evaluation", hospital="hospital-2", reason="no answer within 2 h"),
         ],
         rounds=15,
     )

@@ -29,7 +29,7 @@ def hostile(build: MakeResults) -> Results:
     results = build(
         dict.fromkeys(HOSTILE, 60),
         arms=["loho", "pooled"],
-        quarantined=[Quarantined(seed=42, round=1, hospital=HOSTILE[0], reason="<img src=x>")],
+        quarantined=[Quarantined(seed=42, when="round 1", hospital=HOSTILE[0], reason="<img src=x>")],
     )
     study = results.study.model_copy(update={"name": "<b>bold</b>", "description": "a < b && c > d"})
     return results.model_copy(update={"study": study})

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import small
 import torch
-from flwr.app import Array, Context, Error, Message, RecordDict
+from flwr.app import Array, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ich_client import train as training
@@ -19,8 +19,20 @@ from ich_client.tables import Hospital
 from ich_deploy.grid import InProcessGrid
 from ich_models.batch import Patients
 from ich_models.errors import RunError
-from ich_models.protocol import TRAIN, Rows, StatisticsReply, TrainReply, from_record, to_record
-from ich_server.study import Quarantine, RoundReport, StudyResult, run_study
+from ich_models.files import read_arrays
+from ich_models.protocol import (
+    EVALUATE,
+    THRESHOLD,
+    TRAIN,
+    Rows,
+    StatisticsReply,
+    ThresholdReply,
+    TrainReply,
+    from_record,
+    to_record,
+)
+from ich_server.rounds import Quarantine
+from ich_server.study import RoundReport, StudyResult, run_study
 
 ALL_STRATEGIES: list[dict[str, Any]] = [
     {"name": "fedavg"},
@@ -242,7 +254,7 @@ def test_a_bad_update_is_named_and_the_round_goes_on_without_it(spoil: Spoil, re
     members = small.hospitals()
     reports: list[RoundReport] = []
     found = small.study(settings, members, tmp_path, around=poisoned(3, spoil), watch=reports.append)
-    assert list(found.quarantined) == [Quarantine(number, "south", reason) for number in (1, 2, 3)]
+    assert list(found.quarantined) == [Quarantine(f"round {number}", "south", reason) for number in (1, 2, 3)]
     assert [report.replied for report in reports] == [2, 2, 2]
 
     def lost(node: int, message: Message) -> Error | None:
@@ -251,6 +263,29 @@ def test_a_bad_update_is_named_and_the_round_goes_on_without_it(spoil: Spoil, re
     without = small.study(settings, members, tmp_path / "lost", failing=lost)
     assert found.rows["weights"].tobytes() == without.rows["weights"].tobytes()
     assert [q.reason for q in without.quarantined] == ["flower error 5"] * 3
+
+
+@pytest.mark.parametrize("strategy", ["scaffold", "fedbn"])
+def test_whatever_else_an_update_carries_is_held_to_a_norm(strategy: str, tmp_path: Path) -> None:
+    """A variate, or layers that stayed at the hospital, would spoil every later round, or every held-out hospital."""
+    block = {"scaffold": "variate", "fedbn": "local"}[strategy]
+
+    def spoil(answer: TrainReply, rows: Rows) -> tuple[TrainReply, Rows]:
+        return answer, {name: values * 0 + 1e9 if name == block else values for name, values in rows.items()}
+
+    settings = settings_for({"name": strategy}, stage={"rounds": 1})
+    found = small.study(settings, small.hospitals(), tmp_path, around=poisoned(3, spoil))
+    assert list(found.quarantined) == [Quarantine("round 1", "south", "norm")]
+
+
+def test_a_step_that_leaves_the_finite_numbers_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    settings = small.federation(
+        strategy={"name": "fedavgm", "server_lr": 1e39}, evaluation={"leave_one_hospital_out": False, "test": 0.2}
+    )
+    with pytest.raises(RunError, match=r"round \d+: the server's step of fold 'all' left the finite numbers"):
+        small.study(settings, small.hospitals(), tmp_path)
+    for path in (tmp_path / "server").glob("*"):
+        assert all(np.isfinite(block).all() for block in read_arrays(path)[0].values())
 
 
 def test_too_few_good_updates_end_the_run_by_name_and_it_can_go_on(tmp_path: Path) -> None:
@@ -268,7 +303,7 @@ def test_too_few_good_updates_end_the_run_by_name_and_it_can_go_on(tmp_path: Pat
         small.study(settings, members, tmp_path, failing=failing)
     assert caught.value.exit_code == 4
     text = str(caught.value)
-    assert "round 2: fold 'all' has 1 good updates and needs 2" in text
+    assert "round 2: fold 'all' has 1 good replies, needs 2" in text
     assert "north: flower error 1" in text
     assert "south: flower error 1" in text
     assert "--resume" in text
@@ -412,6 +447,35 @@ def test_a_resume_with_other_data_is_refused(tmp_path: Path) -> None:
         small.study(other, members, tmp_path, resume=True)
 
 
+def test_a_finished_study_is_taken_over_only_by_the_same_study(tmp_path: Path) -> None:
+    settings, members = small.federation(), small.hospitals()
+    done = small.study(settings, members, tmp_path)
+
+    def never(node: int, message: Message) -> Error | None:
+        assert message.metadata.message_type == "query", "nothing is trained or evaluated again"
+        return None
+
+    assert same(done, small.study(settings, members, tmp_path, resume=True, failing=never))
+    with pytest.raises(RunError, match="data have changed since the study began: north"):
+        small.study(settings, [members[0], small.hospital("north", 81), members[2]], tmp_path, resume=True)
+    (tmp_path / "server" / "round-000003.safetensors").unlink()
+    (tmp_path / "server" / "round-000002.safetensors").unlink()
+    with pytest.raises(RunError, match="belongs to another federation file or seed"):
+        small.study(small.federation(stage={"rounds": 5}), members, tmp_path, resume=True)
+    with pytest.raises(RunError, match="belongs to another federation file or seed"):
+        small.study(settings, members, tmp_path, seed=43, resume=True)
+
+
+@pytest.mark.parametrize("name", ["study.safetensors", "round-000003.safetensors"])
+def test_a_broken_file_is_said_in_words(name: str, tmp_path: Path) -> None:
+    settings, members = small.federation(), small.hospitals()
+    small.study(settings, members, tmp_path)
+    path = tmp_path / "server" / name
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(RunError, match=rf"{name}: the file cannot be read"):
+        small.study(settings, members, tmp_path, resume=True)
+
+
 # --- choices ----------------------------------------------------------------------------------------------------------
 
 
@@ -436,6 +500,54 @@ def test_the_best_round_is_the_one_with_the_lowest_validation_loss(tmp_path: Pat
     chosen = min(losses, key=lambda rounds: losses[rounds][0])
     assert chosen < 6
     assert best.of(["all"])["weights"].tobytes() == losses[chosen][1].tobytes()
+
+
+def without_validation_losses(node: int | None) -> Callable[[ClientApp], ClientApp]:
+    """One hospital, or every one, gives no validation loss."""
+
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            kinds = {TRAIN: TrainReply, THRESHOLD: ThresholdReply}
+            kind = kinds.get(message.metadata.message_type)
+            if kind is None or node not in (None, message.metadata.dst_node_id):
+                return reply
+            answer, rows = from_record(reply.content, kind)
+            nothing = answer.model_copy(update={"validation_losses": [None] * len(answer.validation_losses)})
+            return Message(to_record(nothing, rows), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    return around
+
+
+def test_a_hospital_without_validation_losses_does_not_decide_the_best_round(tmp_path: Path) -> None:
+    """East, alone without losses, has no part in the choice; were all without, there is none, and that is said."""
+    settings = small.federation(evaluation={"validation": 0.3, "choose_round": "best"})
+    members = small.hospitals()
+    found = small.study(settings, members, tmp_path / "one", around=without_validation_losses(1))
+    plan = small.Plan(settings, 42)
+    start = plan.start_row(0.0)
+    assert not np.allclose(found.of(["all"])["weights"][0][:3], start[:3]), "not the start weights"
+    with pytest.raises(RunError, match="no hospital has given a validation loss for all, without:east"):
+        small.study(settings, members, tmp_path / "none", around=without_validation_losses(None))
+
+
+@pytest.mark.parametrize("choose", ["last", "best"])
+def test_thresholds_need_the_quorum_of_a_round(choose: str, tmp_path: Path) -> None:
+    """With two hospitals each LOHO fold has one that learnt; without its threshold there is none, and 0.5 is no answer."""
+    settings = small.federation(evaluation={"validation": 0.25, "choose_round": choose})
+    members = small.hospitals()[:2]
+
+    def failing(node: int, message: Message) -> Error | None:
+        return Error(1, "x") if node == 2 and message.metadata.message_type == THRESHOLD else None
+
+    with pytest.raises(RunError) as caught:
+        small.study(settings, members, tmp_path, failing=failing)
+    assert "thresholds: fold 'all' has 1 good replies, needs 2" in str(caught.value)
+    assert "north: flower error 1" in str(caught.value)
+    resumed = small.study(settings, members, tmp_path, resume=True)
+    assert same(resumed, small.study(settings, members, tmp_path / "undisturbed"))
 
 
 def sum_log_odds(plan: small.Plan, members: list[Hospital], folder: Path) -> float:
@@ -517,7 +629,7 @@ def test_whatever_a_reply_holds_it_is_set_aside_and_the_study_goes_on(
         return call  # type: ignore[return-value]
 
     found = small.study(small.federation(stage={"rounds": 1}), small.hospitals(), tmp_path, around=around)
-    assert list(found.quarantined) == [Quarantine(1, "east", "malformed reply")]
+    assert list(found.quarantined) == [Quarantine("round 1", "east", "malformed reply")]
     assert set(found.answers) == {"east", "north", "south"}
 
 
@@ -547,7 +659,9 @@ def test_who_has_not_replied_by_the_deadline_is_passed_over(tmp_path: Path) -> N
     begin = time.monotonic()
     found = run_study(network, plan, tmp_path / "server", hospitals=3, resume=False, watch=lambda report: None)
     assert time.monotonic() - begin >= 1.0
-    assert list(found.quarantined) == [Quarantine(n, "north", "no reply before the deadline") for n in (1, 2)]
+    assert list(found.quarantined) == [
+        Quarantine(f"round {n}", "north", "no reply before the deadline") for n in (1, 2)
+    ]
     assert set(found.answers) == {"east", "north", "south"}, "it is asked again for the evaluation"
 
 
@@ -579,6 +693,12 @@ def test_each_fold_is_judged_by_its_own_threshold(tmp_path: Path) -> None:
         {"parts": {0: {"patients": 50, "events": 5, "count": [50] * 3, "mean": [0] * 3, "m2": [-1] * 3}}},
         {"parts": {0: {"patients": 50, "events": 5, "count": [50] * 2, "mean": [0] * 2, "m2": [0] * 2}}},
         {"parts": {0: {"patients": 10**9, "events": 5, "count": [50] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
+        {"parts": {0: {"patients": 50, "events": 5, "count": [50] * 3, "mean": [1e308] * 3, "m2": [0] * 3}}},
+        {"parts": {0: {"patients": 50, "events": 5, "count": [50] * 3, "mean": [0] * 3, "m2": [1e308] * 3}}},
+        {"parts": {0: {"patients": 50, "events": 5, "count": [0] * 3, "mean": [1e308] * 3, "m2": [0] * 3}}},
+        {"parts": {0: {"patients": 50, "events": 5, "count": [49.5] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
+        {"patients": 49},
+        {"events": 1},
     ],
 )
 def test_statistics_that_cannot_be_keep_a_hospital_out(change: dict[str, Any], tmp_path: Path) -> None:
@@ -597,7 +717,58 @@ def test_statistics_that_cannot_be_keep_a_hospital_out(change: dict[str, Any], t
         small.study(small.federation(), small.hospitals(), tmp_path, around=around)
     few = small.federation(quorum={"hospitals": 2})
     found = small.study(few, small.hospitals(), tmp_path / "few", around=around)
-    assert set(found.answers) == {"north", "south"}
+    assert set(found.answers) == set(found.hospitals) == {"north", "south"}
+    assert [(q.when, q.hospital) for q in found.quarantined] == [("statistics", "node 1")]
+    assert all(np.isfinite(block).all() for block in found.rows.values())
+
+
+def test_a_hospital_that_is_known_cannot_take_anothers_name(tmp_path: Path) -> None:
+    settings = small.federation(quorum={"hospitals": 2})
+    plan = small.Plan(settings, 42)
+    network = small.grid(small.app(small.sites(plan, small.hospitals(), tmp_path)), 3)
+    names = {1: "east", 2: "south", 3: "west"}  # 2 calls itself north, 3 calls itself south
+    with pytest.raises(RunError) as caught:
+        run_study(
+            *(network, plan, tmp_path / "server"), hospitals=3, resume=False, watch=lambda report: None, names=names
+        )
+    assert "1 of 3 hospitals can take part" in str(caught.value)
+    assert "south: replied under another hospital's name" in str(caught.value)
+    assert "west: replied under another hospital's name" in str(caught.value)
+
+
+ANSWERS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "an AUROC of 7": lambda answer: answer["metrics"].update(auroc=[7.0, 6.0, 8.0]),
+    "an AUROC that is no count of pairs": lambda answer: answer["metrics"].update(auroc=[1e-300, 0.0, 0.5]),
+    "a Brier score of 1e308": lambda answer: answer["metrics"].update(brier=[1e308, None, None]),
+    "a slope of 1e200": lambda answer: answer["metrics"].update(calibration_slope=[1e200, 9e199, 1.1e200]),
+    "an interval the wrong way round": lambda answer: answer["metrics"].update(recall=[0.5, 0.6, 0.4]),
+    "half an interval": lambda answer: answer["metrics"].update(recall=[0.5, 0.4, None]),
+    "an interval of nothing": lambda answer: answer["metrics"].update(recall=[None, 0.4, 0.6]),
+    "a metric left out": lambda answer: answer["metrics"].pop("f1"),
+    "a patient more than it has": lambda answer: answer.update(patients=answer["patients"] + 1),
+    "nobody": lambda answer: answer.update(patients=0, events=0),
+    "an event less than it has": lambda answer: answer.update(events=answer["events"] - 1),
+    "another arm": lambda answer: answer.update(arm="pooled"),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_figures_that_cannot_be_are_set_aside(case: str, tmp_path: Path) -> None:
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != EVALUATE or message.metadata.dst_node_id != 2:
+                return reply
+            said = json.loads(str(reply.content.config_records["message"]["json"]))
+            for answer in said["answers"]:
+                ANSWERS[case](answer)
+            return Message(RecordDict({"message": ConfigRecord({"json": json.dumps(said)})}), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    found = small.study(small.federation(stage={"rounds": 1}), small.hospitals(), tmp_path, around=around)
+    assert list(found.quarantined) == [Quarantine("evaluation", "north", "malformed reply")]
+    assert set(found.answers) == {"east", "south"}
 
 
 def test_without_resume_a_study_begins_anew(tmp_path: Path) -> None:

@@ -127,13 +127,17 @@ def judged(
     expected: Sequence[int] = (10, 20),
     most: int = 1_000_000,
     norm: float = 1e300,
+    state: float = 1e300,
     sent: Rows = SENT,
 ) -> Fault | None:
     """The verdict on an update of two folds with a variate of the same width; by default it is a good one."""
     good = {"weights": sent + 1, "variate": sent - 1}
     widths = {"weights": 3, "variate": 3}
     result = fault(
-        sent, good if returned is None else returned, widths, patients, expected, most_patients=most, largest_norm=norm
+        *(sent, good if returned is None else returned, widths, patients, expected),
+        most_patients=most,
+        largest_norm=norm,
+        largest_state=state,
     )
     assert result is None or isinstance(result, Fault)
     return result
@@ -201,7 +205,8 @@ def test_each_name_has_its_width() -> None:
     widths = {"weights": 3, "local": 1}
     for columns, verdict in ((0, Fault.SHAPE), (1, None), (2, Fault.SHAPE), (3, Fault.SHAPE)):
         returned = {"weights": SENT, "local": SENT[:, :columns]}
-        assert fault(SENT, returned, widths, [1, 1], [1, 1], most_patients=9, largest_norm=1e300) is verdict
+        limits = {"most_patients": 9, "largest_norm": 1e300, "largest_state": 1e300}
+        assert fault(SENT, returned, widths, [1, 1], [1, 1], **limits) is verdict
 
 
 def test_wrong_names() -> None:

@@ -2,28 +2,33 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+import small
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
+from ich_client.work import train as train_at
 from ich_models.exchange import constants, exchanged, kept_local
-from ich_models.federation import StrategyOptions, Training
 from ich_models.networks.options import Mlp
 from ich_models.networks.registry import build as build_network
+from ich_models.protocol import TRAIN, TrainReply, TrainTask, from_record
+from ich_models.strategy_options import StrategyOptions
 from ich_strategies.aggregate import WeightedMeans
 from ich_strategies.fedavg import FedAvg
 from ich_strategies.fedavgm import FedAvgM
 from ich_strategies.fedbn import FedBN
 from ich_strategies.fedopt import SECOND_MOMENTS, FedOpt
 from ich_strategies.fedprox import FedProx
+from ich_strategies.plan import Plan
 from ich_strategies.registry import _STRATEGIES, build
 from ich_strategies.scaffold import Scaffold
-from ich_strategies.strategy import Strategy
+from ich_strategies.strategy import Report, Row, State, Strategy
 
 # --- the server half, by hand -----------------------------------------------------------------------------------------
 
@@ -321,9 +326,10 @@ def test_scaffold_starts_as_fedavg() -> None:
     np.testing.assert_allclose(ours, plain, rtol=1e-14)
 
 
-def plain_training(strategy: dict[str, Any], optimizer: dict[str, Any]) -> Training:
-    stage = {"rounds": 2, "epochs": 1, "batch": 8, "optimizer": optimizer}
-    return Training.model_validate({"strategy": strategy, "stages": [stage]})
+def refused(strategy: dict[str, Any], **settings: Any) -> list[str]:
+    """What a strategy has against the rest of the federation file."""
+    federation = small.federation(strategy=strategy, **settings)
+    return [message for _, message, _ in federation.training.strategy.contradictions(federation)]
 
 
 @pytest.mark.parametrize(
@@ -333,10 +339,85 @@ def plain_training(strategy: dict[str, Any], optimizer: dict[str, Any]) -> Train
 )
 def test_scaffold_refuses_what_its_variates_cannot_undo(optimizer: dict[str, Any]) -> None:
     """(x - y) / (K eta) is the mean gradient under plain SGD; momentum .9 makes it up to ten times as large."""
-    with pytest.raises(ValidationError, match="scaffold needs plain sgd"):
-        plain_training({"name": "scaffold"}, optimizer)
-    plain_training({"name": "fedavg"}, optimizer)
-    plain_training({"name": "scaffold"}, {"name": "sgd", "lr": 0.1, "weight_decay": 0.01})
+    (message,) = refused({"name": "scaffold"}, stage={"optimizer": optimizer})
+    assert message.startswith("scaffold needs plain sgd")
+    assert not refused({"name": "fedavg"}, stage={"optimizer": optimizer})
+    assert not refused({"name": "scaffold"}, stage={"optimizer": {"name": "sgd", "lr": 0.1, "weight_decay": 0.01}})
+
+
+def test_fedbn_refuses_what_would_mix_layers_of_two_rounds() -> None:
+    network = {"name": "mlp", "hidden": [4], "normalisation": "batch"}
+    best = {"choose_round": "best", "validation": 0.2}
+    (message,) = refused({"name": "fedbn"}, network=network, evaluation=best)
+    assert "cannot go back to the best round" in message
+    assert not refused({"name": "fedbn"}, network=network)
+    assert not refused({"name": "fedavg"}, network=network, evaluation=best)
+    assert len(refused({"name": "fedbn"})) == 1
+
+
+# --- a strategy of one's own (docs/extending.md) ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FedNova(Strategy):
+    """x <- x - (sum p_i a_i) sum p_i d_i, d_i = (x - y_i) / a_i, a_i the learning rates' sum (Wang et al. 2020, eq. 6)."""
+
+    def report(self, start: torch.Tensor, end: torch.Tensor, server: Any, client: Any, rate: float) -> Report:
+        return Report(sent={"direction": (start - end) / rate, "rate": start.new_full((len(start), 1), rate)})
+
+    def returns(self, size: int) -> Mapping[str, int]:
+        return {"direction": size, "rate": 1}
+
+    def step(self, weights: Row, mean: State, state: State, share: float) -> tuple[Row, State]:
+        return weights - mean["rate"] * mean["direction"], state
+
+
+def test_a_strategy_may_return_more_than_the_server_sends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FedNova in a whole study, against its formula on the weights that FedAvg's hospitals end at."""
+    settings = small.federation(stage={"rounds": 1}, evaluation={"leave_one_hospital_out": False, "test": 0.2})
+    ends: dict[int, Any] = {}
+    sizes: dict[int, int] = {}
+
+    def watched(client: Any) -> Any:
+        def call(message: Any, context: Any) -> Any:
+            reply = client(message, context)
+            if message.metadata.message_type == TRAIN:
+                answer, rows = from_record(reply.content, TrainReply)
+                ends[message.metadata.dst_node_id] = rows["weights"][0].astype(float)
+                sizes[message.metadata.dst_node_id] = answer.patients[0]
+                ends[0] = from_record(message.content, TrainTask)[1]["weights"][0].astype(float)
+            return reply
+
+        return call
+
+    small.study(settings, small.hospitals(), tmp_path / "fedavg", around=watched)
+    monkeypatch.setitem(_STRATEGIES, "fedavg", FedNova)
+    found = small.study(settings, small.hospitals(), tmp_path / "fednova")
+    start = ends.pop(0)
+    steps = {node: 2 * -(-size // 16) * 0.1 for node, size in sizes.items()}  # 2 epochs, batches of 16, rate 0.1
+    assert len(set(steps.values())) > 1
+    p = {node: size / sum(sizes.values()) for node, size in sizes.items()}
+    tau = sum(p[node] * steps[node] for node in p)
+    expected = start - tau * sum(p[node] * (start - ends[node]) / steps[node] for node in p)
+    np.testing.assert_allclose(found.rows["weights"][0], expected, rtol=1e-5)
+    assert not np.allclose(expected, sum(p[node] * ends[node] for node in p), rtol=1e-3), "FedAvg would be the same"
+
+
+def test_a_report_that_was_not_declared_is_a_defect_of_the_strategy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dataclass(frozen=True)
+    class Forgetful(FedNova):
+        def returns(self, size: int) -> Mapping[str, int]:
+            return {"direction": size}
+
+    monkeypatch.setitem(_STRATEGIES, "fedavg", Forgetful)
+    plan = Plan(small.federation(), 1)
+    site = small.sites(plan, small.hospitals(), tmp_path)["north"]
+    rows = {"weights": plan.start.numpy(), "constants": site.constants(0).numpy()}
+    task = TrainTask(federation=plan.hash, seed=1, round=1, folds=["all"], final=False)
+    with pytest.raises(ValueError, match=r"Forgetful.report and .returns do not agree"):
+        train_at(site, task, rows)
 
 
 # --- FedBN ------------------------------------------------------------------------------------------------------------

@@ -18,9 +18,11 @@ from ich_server.summary import (
     LABELS,
     NOTHING,
     POOLED_METRICS,
+    WITHHELD,
     Pooled,
     arm_label,
     compared,
+    count,
     difference,
     estimate,
     hospitals_of,
@@ -34,6 +36,7 @@ from ich_server.summary import (
     pooled,
     same_patient_groups,
     spread,
+    total,
     values,
     with_few,
 )
@@ -137,11 +140,11 @@ def _description(results: Results, arm: str) -> str:
 def _sentence(results: Results) -> str:
     study = results.study
     patients = sum(found.n for found in results.hospitals.values())
-    events = sum(found.events for found in results.hospitals.values())
+    events = _share([found.events for found in results.hospitals.values()], patients)
     return (
         f"Predicts {_typeset(study.outcome)} with the network {study.network}, trained by {study.strategy} in"
         f" {many(study.rounds, 'round')} at {many(len(results.hospitals), 'hospital')} with"
-        f" {many(patients, 'patient')}, of whom {_share(events, patients)} had the event; {_seeds(results.seeds)}."
+        f" {many(patients, 'patient')}, of whom {events} had the event; {_seeds(results.seeds)}."
     )
 
 
@@ -149,8 +152,12 @@ def _typeset(text: str) -> str:
     return text.replace(">=", "≥").replace("<=", "≤")
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part:,} ({part / whole:.1%})".replace("%", " %") if whole else f"{part:,}"
+def _share(parts: Sequence[int | None], whole: int) -> str:
+    """Their sum, and as a share of the whole where all are known."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or not whole:
+        return total(parts) if known else WITHHELD
+    return f"{sum(known):,} ({sum(known) / whole:.1%})".replace("%", " %")
 
 
 def _seeds(seeds: list[int]) -> str:
@@ -332,14 +339,13 @@ def _hospitals(results: Results) -> Table:
     rows = []
     for name in sorted(results.hospitals, key=natural):
         found = results.hospitals[name]
-        reasons = "; ".join(f"{reason}: {count:,}" for reason, count in sorted(found.excluded.items()) if count)
-        counts = (f"{found.n:,}", _share(found.events, found.n), f"{sum(found.excluded.values()):,}", reasons)
+        reasons = "; ".join(f"{reason}: {count(some)}" for reason, some in sorted(found.excluded.items()) if some != 0)
+        counts = (f"{found.n:,}", _share([found.events], found.n), total(found.excluded.values()), reasons)
         rows.append(Row(name, tuple(map(Cell, counts))))
     patients = sum(found.n for found in results.hospitals.values())
-    events = sum(found.events for found in results.hospitals.values())
-    excluded = sum(sum(found.excluded.values()) for found in results.hospitals.values())
-    total = (f"{patients:,}", _share(events, patients), f"{excluded:,}", "")
-    rows.append(Row("All hospitals", tuple(map(Cell, total)), total=True))
+    events = _share([found.events for found in results.hospitals.values()], patients)
+    excluded = total(some for found in results.hospitals.values() for some in found.excluded.values())
+    rows.append(Row("All hospitals", tuple(map(Cell, (f"{patients:,}", events, excluded, ""))), total=True))
     return Table("Patients of each hospital", ("Hospital", "Patients", "Events", "Left out", "Why"), tuple(rows))
 
 
@@ -352,7 +358,7 @@ def _details(name: str, arm: Arm) -> Table:
 
 
 def _details_row(head: str, figures: Figures, *, total: bool = False) -> Row:
-    counts = (Cell(f"{figures.n:,}"), Cell(f"{figures.events:,}"))
+    counts = (Cell(f"{figures.n:,}"), Cell(count(figures.events)))
     return Row(head, (*counts, *(_cell(figures, name) for name in METRICS)), total)
 
 
@@ -415,15 +421,9 @@ def _quarantined(results: Results) -> Table | None:
     if not results.quarantined:
         return None
     rows = [
-        Row(
-            each.hospital,
-            (Cell(str(each.seed)), Cell(str(each.round) if each.round else "evaluation"), Cell(each.reason)),
-        )
-        for each in sorted(
-            results.quarantined, key=lambda each: (each.seed, each.round or 10**9, natural(each.hospital))
-        )
+        Row(each.hospital, (Cell(str(each.seed)), Cell(each.when), Cell(each.reason))) for each in results.quarantined
     ]
-    return Table("Replies set aside", ("Hospital", "Seed", "Round", "Why"), tuple(rows))
+    return Table("Replies set aside", ("Hospital", "Seed", "When", "Why"), tuple(rows))
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

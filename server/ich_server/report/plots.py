@@ -19,6 +19,7 @@ from ich_server.results import Arm, Results
 from ich_server.summary import (
     Pooled,
     arm_label,
+    count,
     estimate,
     hospitals_of,
     interval,
@@ -84,7 +85,7 @@ def forest(arm: Arm, pooled: Pooled, title: str) -> Markup:
         _forest_header(figure, height - top / 2)
         for place, (name, figures) in enumerate(hospitals.items()):
             found = figures.auroc
-            _forest_texts(axes, place, name, f"{figures.events:,} / {figures.n:,}", _forest_text(found))
+            _forest_texts(axes, place, name, f"{count(figures.events)} / {figures.n:,}", _forest_text(found))
             if found.value is not None:
                 _forest_marker(axes, place, found.value, found.low, found.high, pooled.weights.get(name), pooled)
         if pooled.summary:

@@ -3,13 +3,25 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
 from ich_models.strict import Strict
 
+Size = Annotated[int, Field(ge=1, le=65536)]
+"""Of a layer: bounded, since a file of someone else's decides how much memory is asked for."""
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
-Four = tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt]
+
+
+def _once(names: list[str]) -> list[str]:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} stands there twice | name each modality once")
+    return names
+
+
+Once = AfterValidator(_once)
+Four = tuple[Size, Size, Size, Size]
 
 
 class Network(Strict):
@@ -41,7 +53,7 @@ class Mlp(Network):
     """Fully connected layers on the table."""
 
     name: Literal["mlp"]
-    hidden: Annotated[list[PositiveInt], Field(min_length=1)] = [64, 64]
+    hidden: Annotated[list[Size], Field(min_length=1, max_length=64)] = [64, 64]
     dropout: Share = 0.0
     normalisation: Literal["none", "batch", "layer"] = "none"
 
@@ -74,7 +86,7 @@ class Normalised(Encoding):
 
     normalisation: Literal["batch", "group"] = "batch"
     """`group` has no running statistics: folds are then trained in one pass, and patients do not touch each other."""
-    group: PositiveInt = 4
+    group: Size = 4
     """Channels per group."""
 
 
@@ -85,12 +97,12 @@ class ResNet(Normalised):
     block: Literal["basic", "bottleneck"] = "bottleneck"
     layers: Four = (3, 4, 6, 3)
     widths: Four = (64, 128, 256, 512)
-    groups: PositiveInt = 1
-    group_width: PositiveInt = 64
-    squeeze: PositiveInt | None = None
-    stem: PositiveInt = 7
+    groups: Size = 1
+    group_width: Size = 64
+    squeeze: Size | None = None
+    stem: Size = 7
     """Width of the first convolution."""
-    stem_stride: PositiveInt | Literal["in-plane"] = 2
+    stem_stride: Size | Literal["in-plane"] = 2
     """Of the first convolution; `in-plane`: 2, but thick slices stay as they are."""
     max_pool: bool = True
 
@@ -104,10 +116,10 @@ class DenseNet(Normalised):
     """DenseNet; as it stands, DenseNet-121."""
 
     name: Literal["densenet"]
-    features: PositiveInt = 64
-    growth: PositiveInt = 32
-    layers: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (6, 12, 24, 16)
-    bottleneck: PositiveInt = 4
+    features: Size = 64
+    growth: Size = 32
+    layers: Annotated[tuple[Size, ...], Field(min_length=1, max_length=64)] = (6, 12, 24, 16)
+    bottleneck: Size = 4
     dropout: Share = 0.0
 
     @property
@@ -122,20 +134,20 @@ class DenseNet(Normalised):
 class Bert(Encoding):
     """BERT; as it stands, the size of BERT-base with the cased vocabulary."""
 
-    vocabulary: PositiveInt = 28996
-    width: PositiveInt = 768
-    layers: PositiveInt = 12
-    heads: PositiveInt = 12
-    feed_forward: PositiveInt = 3072
-    positions: PositiveInt = 512
+    vocabulary: Annotated[int, Field(ge=2, le=1_000_000)] = 28996
+    width: Size = 768
+    layers: Size = 12
+    heads: Size = 12
+    feed_forward: Size = 3072
+    positions: Size = 512
     dropout: Share = 0.1
 
 
 class ConvNeXt(Encoding):
     """ConvNeXt-V2; as it stands, Base."""
 
-    channels: PositiveInt = 3
-    patch: PositiveInt = 4
+    channels: Size = 3
+    patch: Size = 4
     widths: Four = (128, 256, 512, 1024)
     layers: Four = (3, 3, 27, 3)
     drop_path: Share = 0.0
@@ -229,23 +241,23 @@ class IchPro(Sized):
 
     name: Literal["ichpro"]
     bias: Literal["zero"] = "zero"
-    modalities: Annotated[list[Literal["image", "text"]], Field(min_length=1)] = ["image", "text"]
+    modalities: Annotated[list[Literal["image", "text"]], Field(min_length=1), Once] = ["image", "text"]
     image: ImageOptions = ResNet()
-    channels: PositiveInt = 1
+    channels: Size = 1
     """Of the volume."""
     text: Bert = Bert()
     tokens: Annotated[int, Field(ge=4, le=512)] = 64
     """Longest text, a power of two."""
-    maps: PositiveInt = 8
+    maps: Size = 8
     """Channels of the two feature maps."""
     gram: Literal["plain", "scaled"] = "plain"
     """Products of token features, or these divided by the square root of their width."""
-    width: PositiveInt = 256
-    heads: PositiveInt = 16
-    order: Annotated[list[Literal["cross", "self"]], Field(min_length=1)] = ["cross", "self"]
+    width: Size = 256
+    heads: Size = 16
+    order: Annotated[list[Literal["cross", "self"]], Field(min_length=1, max_length=64)] = ["cross", "self"]
     gamma: PositiveFloat = 256.0
     """Start of the learned factors of the two modalities; the softmax before them makes numbers of 1 / width."""
-    projection: PositiveInt = 256
+    projection: Size = 256
     """Width of the space in which image and text are aligned."""
     supervise: bool = False
     """Give the encoders heads of their own: the stages `encoders` and `fusion` can then train one after the other."""
@@ -287,8 +299,14 @@ class IchPro(Sized):
         trains_text = "text" in self.modalities and not self.text.frozen
         if self.losses.mlm and self.text.frozen and "text" in self.modalities:
             raise ValueError("mlm trains nothing with a frozen text encoder | set losses: {mlm: 0}")
-        if self.losses.mlm and trains_text and self.losses.mask_token >= self.text.vocabulary:
-            raise ValueError("losses.mask_token is outside text.vocabulary | give the vocabulary's [MASK] id")
+        if (
+            self.losses.mlm
+            and trains_text
+            and max(self.losses.mask_token, self.losses.first_token) >= self.text.vocabulary
+        ):
+            raise ValueError(
+                "losses.mask_token or first_token is outside text.vocabulary | give the vocabulary's own ids"
+            )
         return self
 
 
@@ -306,18 +324,22 @@ class Vdafm(Sized):
     """VDAFM: MRI, report text and table; vision conditions text."""
 
     name: Literal["vdafm"]
-    modalities: Annotated[list[Literal["image", "text", "table"]], Field(min_length=1)] = ["image", "text", "table"]
+    modalities: Annotated[list[Literal["image", "text", "table"]], Field(min_length=1), Once] = [
+        "image",
+        "text",
+        "table",
+    ]
     image: ImageOptions = ResNet(frozen=True)
-    channels: PositiveInt = 1
+    channels: Size = 1
     text: Bert = Bert(frozen=True)
-    last_layers: PositiveInt = 4
+    last_layers: Size = 4
     """Of BERT, whose first tokens are used side by side."""
-    hidden: PositiveInt = 512
-    width: PositiveInt = 256
+    hidden: Size = 512
+    width: Size = 256
     dropout: Share = 0.5
-    heads: PositiveInt = 16
-    feed_forward: PositiveInt = 1024
-    table_width: PositiveInt = 64
+    heads: Size = 16
+    feed_forward: Size = 1024
+    table_width: Size = 64
     """Of the table's fully connected layer."""
     losses: VdafmLosses = VdafmLosses()
 
@@ -352,10 +374,10 @@ class MedNvc(Sized):
     name: Literal["mednvc"]
     bias: Literal["zero"] = "zero"
     image: ConvNeXt = ConvNeXt()
-    blocks: PositiveInt = 2
+    blocks: Size = 2
     """Cross-attention blocks between the encoder's halves."""
-    heads: PositiveInt = 8
-    mlp: PositiveInt = 4
+    heads: Size = 8
+    mlp: Size = 4
     """Times the width, inside a block."""
     throw: Share = 0.2
     """Chance that one modality's values of a patient are replaced in training."""
@@ -363,9 +385,9 @@ class MedNvc(Sized):
     """By this number; also what stands for a modality that a patient lacks."""
     masked: Annotated[float, Field(gt=0, lt=1)] = 0.6
     """Share of the patches that the pre-training hides."""
-    masked_patch: PositiveInt = 32
+    masked_patch: Size = 32
     """Their side, pixels."""
-    decoder: PositiveInt = 512
+    decoder: Size = 512
     """Width of the pre-training's decoder block."""
 
     @property
@@ -407,15 +429,15 @@ class Hohoho(Sized):
     name: Literal["hohoho"]
     bias: Literal["zero"] = "zero"
     image: ImageOptions = ResNet(block="basic", layers=(2, 2, 2, 2))
-    channels: PositiveInt = 3
+    channels: Size = 3
     """A slice and its two neighbours; 1 for the slice alone."""
-    units: PositiveInt = 64
+    units: Size = 64
     """Of the LSTM."""
-    lstm_layers: PositiveInt = 2
+    lstm_layers: Size = 2
     bidirectional: bool = False
     end_to_end: bool = False
     """Train the encoder in the stage `sequence` too."""
-    projection: tuple[PositiveInt, PositiveInt] = (512, 128)
+    projection: tuple[Size, Size] = (512, 128)
     """Hidden and last width of the pre-training's projection."""
     rotation: tuple[Annotated[float, Field(ge=0, le=180)], Annotated[float, Field(ge=0, le=180)]] = (20.0, 50.0)
     """Least and largest turn of a pre-training view, degrees, either way."""
@@ -431,11 +453,13 @@ class Dlmi(Sized):
 
     name: Literal["dlmi"]
     bias: Literal["zero"] = "zero"
-    members: Annotated[dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ImageOptions], Field(min_length=1)] = {
+    members: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ImageOptions], Field(min_length=1, max_length=64)
+    ] = {
         "resnext": ResNet(groups=32, group_width=4),
         "se_resnet": ResNet(squeeze=16),
     }
-    channels: PositiveInt = 3
+    channels: Size = 3
     """The three windows."""
     weight_cap: PositiveFloat | None = None
     """Largest weight of a positive slice."""
@@ -455,13 +479,17 @@ class Concat(Sized):
     """Late fusion: the features of each modality side by side."""
 
     name: Literal["concat"]
-    modalities: Annotated[list[Literal["image", "text", "table"]], Field(min_length=1)] = ["image", "text", "table"]
+    modalities: Annotated[list[Literal["image", "text", "table"]], Field(min_length=1), Once] = [
+        "image",
+        "text",
+        "table",
+    ]
     image: ImageOptions = ResNet()
-    channels: PositiveInt = 1
+    channels: Size = 1
     dimensions: Literal[2, 3] = 3
     """Of the image: slices or volumes."""
     text: Bert = Bert()
-    hidden: PositiveInt = 64
+    hidden: Size = 64
     dropout: Share = 0.2
 
     @property
@@ -476,7 +504,7 @@ class ImageOnly(Sized):
 
     name: Literal["image_only"]
     image: ImageOptions = ResNet()
-    channels: PositiveInt = 1
+    channels: Size = 1
     dimensions: Literal[2, 3] = 3
 
     TINY: ClassVar[Mapping[str, Any]] = {"image": TINY_VOLUME}

@@ -1,0 +1,220 @@
+"""The one way out: every reply is held to its schema and to the small-cell rule here, or it does not leave.
+
+A count below k, the larger of the study's and the hospital's `small_cells`, could point at a few patients: it is
+withheld, and so is every figure that it could be computed from. k = 0 withholds nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ich_client.site import Site
+from ich_client.splits import split
+from ich_client.tasks import RefusedError
+from ich_models.errors import Code
+from ich_models.federation import Evaluation
+from ich_models.metrics import METRICS
+from ich_models.protocol import (
+    LOCAL,
+    WEIGHTS,
+    Answer,
+    EvaluateReply,
+    PartStatistics,
+    Rows,
+    StatisticsReply,
+    Task,
+    ThresholdReply,
+    TrainReply,
+    TrainTask,
+)
+from ich_models.strict import Strict
+
+
+def release(site: Site, task: Task, reply: Strict, rows: Rows) -> tuple[Strict, Rows]:
+    """The reply as it may leave, with its blocks.
+
+    Raises RefusedError(SMALL_CELLS) where what is left would say nothing, and RefusedError(EGRESS) for whatever is not
+    of the closed list of replies, or holds other blocks, forms or numbers than that reply may: nothing leaves then.
+    """
+    rule = _RULES.get(type(reply))
+    if rule is None:
+        raise RefusedError(Code.EGRESS, f"{type(reply).__name__} is no reply that may leave")
+    try:
+        whole = type(reply).model_validate(reply.model_dump())
+    except ValidationError as error:
+        raise RefusedError(Code.EGRESS, f"a reply outside its schema: {error}") from error
+    _blocks(site, task, rows)
+    return rule(site, whole), rows
+
+
+def _blocks(site: Site, task: Task, rows: Rows) -> None:
+    """Only training returns blocks, and those that the strategy names."""
+    widths: dict[str, int] = {}
+    folds = 0
+    if isinstance(task, TrainTask):
+        size, folds = site.plan.weights.size, len(task.folds)
+        widths = {WEIGHTS: size, **site.plan.strategy.returns(size)}
+        if task.final and site.plan.local.size:
+            widths[LOCAL] = site.plan.local.size
+    if set(rows) != set(widths):
+        raise RefusedError(Code.EGRESS, f"blocks {sorted(rows)}, and {sorted(widths)} may leave")
+    dtype = site.plan.start.numpy().dtype
+    for name, block in rows.items():
+        if block.shape != (folds, widths[name]) or block.dtype != dtype or not np.isfinite(block).all():
+            raise RefusedError(
+                Code.EGRESS, f"block {name} {block.dtype}{block.shape} is not of the form that may leave"
+            )
+
+
+# --- the small-cell rule ----------------------------------------------------------------------------------------------
+
+
+def _small(count: int, k: int) -> bool:
+    """Whether a count points at a few patients; none at all points at nobody."""
+    return 0 < count < k
+
+
+def _few_of_a_class(labels: NDArray[np.int64], k: int) -> bool:
+    events = int(labels.sum())
+    return _small(events, k) or _small(len(labels) - events, k)
+
+
+def smallest_group(labels: NDArray[np.int64], evaluation: Evaluation) -> int:
+    """Patients of the smallest group whose sums are told, or can be had by subtraction."""
+    splits = {part: split(labels, evaluation, part) for part in range((evaluation.folds or 0) + 1)}
+    return min(size for part, one in splits.items() for size in (len(one.train), *([len(one.test)] if part else [])))
+
+
+def _statistics(site: Site, reply: StatisticsReply) -> StatisticsReply:
+    """Sums of every part. What a part's sums would tell of a few, alone or by subtraction, no part tells."""
+    k, patients = site.small_cells, site.hospital.patients
+    smallest = smallest_group(patients.labels, site.plan.federation.evaluation)
+    if smallest < k:
+        raise RefusedError(Code.SMALL_CELLS, f"sums over {smallest} patients, and k is {k}")
+    train = site.split(0).train
+    rest = np.setdiff1d(np.arange(len(patients)), train)
+    told_apart = [rows for part in reply.parts if part for rows in (site.split(part).train, site.split(part).test)]
+    few_events = [_few_of_a_class(patients.labels[rows], k) for rows in (np.arange(len(patients)), train, rest)]
+    in_parts = any(few_events) or any(_few_of_a_class(patients.labels[rows], k) for rows in told_apart)
+    few = [_few(patients.table[rows], k) for rows in (train, *told_apart)]
+    whole = _told_of_few(patients.table[train], reply.parts[0], few[0], k)
+    parts = {0: _with_events(whole, hidden=any(few_events))}
+    for part, sums in reply.parts.items():
+        if part:
+            parts[part] = _with_events(_like(whole, sums, np.any(few, axis=0)), hidden=in_parts)
+    return reply.model_copy(
+        update={
+            "events": None if few_events[0] else reply.events,
+            "excluded": {reason: None if _small(count or 0, k) else count for reason, count in reply.excluded.items()},
+            "parts": parts,
+        }
+    )
+
+
+def _with_events(sums: PartStatistics, *, hidden: bool) -> PartStatistics:
+    return sums.model_copy(update={"events": None}) if hidden else sums
+
+
+def _few(table: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
+    """(D,): columns whose counts point at a few patients: with a value, without one, or with a yes or a no."""
+    known = ~np.isnan(table)
+    count, yes = known.sum(axis=0), (table == 1).sum(axis=0)
+    of_two_values = np.all(~known | (table == 0) | (table == 1), axis=0)
+    cells = (count, len(table) - count, np.where(of_two_values, yes, 0), np.where(of_two_values, count - yes, 0))
+    return np.asarray(np.any([(cell > 0) & (cell < k) for cell in cells], axis=0))
+
+
+def _told_of_few(table: NDArray[np.float64], sums: PartStatistics, few: NDArray[np.bool_], k: int) -> PartStatistics:
+    """The sums with these columns told so that they do not point at a few."""
+    columns = [
+        _told(table[:, index], k) if few[index] else exact
+        for index, exact in enumerate(zip(sums.count, sums.mean, sums.m2, strict=True))
+    ]
+    return _with_columns(sums, columns)
+
+
+def _told(column: NDArray[np.float64], k: int) -> tuple[float | None, float, float]:
+    """Count, mean and sum of squared deviations of a column with few patients of some kind.
+
+    Known for a few: withheld. Else it counts as known for all. Of yes and no, 1 to k - 1 patients are told as k / 2;
+    other numbers are rounded, since an exact mean tells by its fraction how many values it is the mean of.
+    """
+    known, patients = column[~np.isnan(column)], len(column)
+    if len(known) < k:
+        return None, 0.0, 0.0
+    if np.isin(known, (0.0, 1.0)).all():
+        yes = float(known.sum())
+        if _small(int(yes), k):
+            mean = k / 2 / patients
+        elif _small(len(known) - int(yes), k):
+            mean = 1 - k / 2 / patients
+        else:
+            mean = round(patients * yes / len(known)) / patients
+        return float(patients), mean, patients * mean * (1 - mean)
+    deviation = float(f"{known.std():.1e}")
+    step = deviation / 32 or 1.0
+    return float(patients), round(float(known.mean()) / step) * step, patients * deviation**2
+
+
+def _like(whole: PartStatistics, sums: PartStatistics, few: NDArray[np.bool_]) -> PartStatistics:
+    """A part's sums, these columns with the mean and variance of all parts: nothing can be had by subtraction."""
+    columns = []
+    for index, exact in enumerate(zip(sums.count, sums.mean, sums.m2, strict=True)):
+        count, mean, m2 = whole.count[index], whole.mean[index], whole.m2[index]
+        if not few[index]:
+            columns.append(exact)
+        elif not count:
+            columns.append((count, 0.0, 0.0))
+        else:
+            columns.append((float(sums.patients), mean, m2 / count * sums.patients))
+    return _with_columns(sums, columns)
+
+
+def _with_columns(sums: PartStatistics, columns: Sequence[tuple[float | None, float, float]]) -> PartStatistics:
+    count, mean, m2 = zip(*columns, strict=True)
+    return sums.model_copy(update={"count": list(count), "mean": list(mean), "m2": list(m2)})
+
+
+def _training(site: Site, reply: TrainReply) -> TrainReply:
+    return reply.model_copy(update={"validation_losses": _validation_losses(site, reply.validation_losses)})
+
+
+def _validation_losses(site: Site, losses: list[float | None]) -> list[float | None]:
+    few = len(site.split(0).validation) < site.small_cells
+    return [None] * len(losses) if few else losses
+
+
+def _thresholds(site: Site, reply: ThresholdReply) -> ThresholdReply:
+    """A threshold lies between two patients' probabilities: it is chosen among k of each class, or withheld."""
+    roles = site.split(0)
+    chosen = site.hospital.patients.labels[roles.validation if len(roles.validation) else roles.train]
+    few = _few_of_a_class(chosen, site.small_cells)
+    return reply.model_copy(
+        update={
+            "thresholds": [None] * len(reply.thresholds) if few else reply.thresholds,
+            "validation_losses": _validation_losses(site, reply.validation_losses),
+        }
+    )
+
+
+def _evaluation(site: Site, reply: EvaluateReply) -> EvaluateReply:
+    return reply.model_copy(update={"answers": [_answer(answer, site.small_cells) for answer in reply.answers]})
+
+
+def _answer(answer: Answer, k: int) -> Answer:
+    events = answer.events or 0
+    if answer.patients >= k and not _small(events, k) and not _small(answer.patients - events, k):
+        return answer
+    return answer.model_copy(update={"events": None, "metrics": dict.fromkeys(METRICS, (None, None, None))})
+
+
+_RULES: Final[Mapping[type[Strict], Callable[[Site, Any], Strict]]] = {
+    StatisticsReply: _statistics,
+    TrainReply: _training,
+    ThresholdReply: _thresholds,
+    EvaluateReply: _evaluation,
+}
+"""The closed list of replies, and what is withheld of each."""

@@ -1,0 +1,95 @@
+"""What `training.strategy` may say in federation.yaml, one class per algorithm; the algorithms are in ich_strategies."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveFloat
+
+from ich_models.strict import Strict
+from ich_models.variables import Complaint
+
+if TYPE_CHECKING:
+    from ich_models.federation import Federation
+
+HERE = ("training", "strategy", "name")
+
+
+class Options(Strict):
+    """What every strategy's options share."""
+
+    def contradictions(self, federation: "Federation") -> Iterator[Complaint]:
+        """What the algorithm needs of the rest of the file, and does not find there."""
+        yield from ()
+
+
+class FedAvg(Options):
+    """Federated averaging (McMahan et al. 2017)."""
+
+    name: Literal["fedavg"] = "fedavg"
+
+
+class FedProx(Options):
+    """FedAvg with a proximal term (Li et al. 2020)."""
+
+    name: Literal["fedprox"]
+    mu: Annotated[float, Field(ge=0)]
+
+
+class Scaffold(Options):
+    """Control variates against client drift (Karimireddy et al. 2020)."""
+
+    name: Literal["scaffold"]
+    server_lr: PositiveFloat = 1.0
+
+    def contradictions(self, federation: "Federation") -> Iterator[Complaint]:
+        for index, stage in enumerate(federation.training.stages):
+            if stage.optimizer.name != "sgd" or stage.optimizer.momentum:
+                yield (
+                    ("training", "stages", index, "optimizer"),
+                    "scaffold needs plain sgd in every stage (its control variates divide by the learning rate)",
+                    "use optimizer {name: sgd} without momentum, or strategy fedavg, fedprox or fedadam",
+                )
+
+
+class FedAvgM(Options):
+    """Server momentum (Hsu et al. 2019)."""
+
+    name: Literal["fedavgm"]
+    server_lr: PositiveFloat = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+
+
+class FedOpt(Options):
+    """Adaptive server optimisers (Reddi et al. 2021, Algorithm 2)."""
+
+    name: Literal["fedadam", "fedyogi", "fedadagrad"]
+    server_lr: PositiveFloat = 0.1
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    tau: PositiveFloat = 1e-3
+
+
+class FedBN(Options):
+    """Normalisation layers stay at the hospital (Li et al. 2021)."""
+
+    name: Literal["fedbn"]
+
+    def contradictions(self, federation: "Federation") -> Iterator[Complaint]:
+        if not federation.network.has_normalisation:
+            yield (
+                HERE,
+                f"fedbn keeps normalisation layers local, and network '{federation.network.name}' has none",
+                "use network {name: mlp, normalisation: batch} (or layer), or strategy fedavg",
+            )
+        if federation.evaluation.choose_round == "best":
+            yield (
+                HERE,
+                "fedbn cannot go back to the best round: the hospitals' own layers are those of the last one",
+                "use evaluation.choose_round: last, or another strategy",
+            )
+
+
+StrategyOptions = Annotated[
+    FedAvg | FedProx | Scaffold | FedAvgM | FedOpt | FedBN,
+    Field(discriminator="name"),
+]

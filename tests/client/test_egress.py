@@ -1,0 +1,342 @@
+"""What leaves a hospital: replies of the closed list alone, and no count from which a few patients could be told."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ich_client import work
+from ich_client.egress import release
+from ich_client.hospital import Limits
+from ich_client.site import Site
+from ich_client.tables import Hospital
+from ich_client.tasks import RefusedError
+from ich_models.batch import Patients
+from ich_models.errors import Code, Exclusion
+from ich_models.metrics import METRICS
+from ich_models.protocol import (
+    Answer,
+    EvaluateReply,
+    EvaluateTask,
+    Question,
+    Refusal,
+    StatisticsReply,
+    StatisticsTask,
+    ThresholdReply,
+    ThresholdTask,
+    TrainReply,
+    TrainTask,
+)
+from ich_strategies.plan import Plan
+
+
+def hospital(table: Any, labels: Any, k: int = 0, **more: Any) -> Hospital:
+    """A hospital with these three columns and outcomes."""
+    rows = np.array(table, dtype=np.float64)
+    ids = tuple(map(str, range(len(rows))))
+    return Hospital(
+        "north", Patients(ids, rows, np.array(labels, dtype=np.int64)), Limits(small_cells=k), {}, (), **more
+    )
+
+
+def site(at: Hospital, folder: Path, k: int = 10, **evaluation: Any) -> Site:
+    return Site(Plan(small.federation(evaluation={"small_cells": k, **evaluation}), 42), at, folder)
+
+
+def statistics(here: Site) -> StatisticsReply:
+    """As it leaves."""
+    folds = here.plan.federation.evaluation.folds or 0
+    task = StatisticsTask(federation=here.plan.hash, seed=42, parts=list(range(folds + 1)))
+    released, rows = release(here, task, work.statistics(here, task), {})
+    assert isinstance(released, StatisticsReply)
+    assert rows == {}
+    return released
+
+
+def forty(ones: int = 20, missing: int = 0) -> list[list[float]]:
+    """40 patients: a yes-or-no column with so many ones, a number missing for so many, a number."""
+    return [[float(n < ones), np.nan if n < missing else 60.0 + n, float(n % 7)] for n in range(40)]
+
+
+HALF = [0, 1] * 20
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ones", "told"), [(0, 0), (1, 5), (9, 5), (10, 10), (25, 25), (30, 30), (31, 35), (39, 35), (40, 40)]
+)
+def test_few_of_yes_or_no_are_told_as_half_of_k(ones: int, told: int, tmp_path: Path) -> None:
+    part = statistics(site(hospital(forty(ones), HALF), tmp_path)).parts[0]
+    assert (part.count[0], part.mean[0]) == (40, told / 40)
+    assert part.m2[0] == pytest.approx(told * (40 - told) / 40)
+    assert part.count[1:] == [40, 40]
+
+
+@pytest.mark.parametrize(
+    ("known", "count"), [(0, 0), (1, None), (9, None), (10, 10), (30, 30), (31, 40), (39, 40), (40, 40)]
+)
+def test_a_number_known_for_few_is_withheld_and_one_that_few_lack_counts_as_known_for_all(
+    known: int, count: int | None, tmp_path: Path
+) -> None:
+    here = site(hospital(forty(missing=40 - known), HALF), tmp_path)
+    part = statistics(here).parts[0]
+    assert part.count[1] == count
+    values = here.hospital.patients.table[40 - known :, 1]
+    if not count:
+        assert (part.mean[1], part.m2[1]) == (0, 0)
+    elif count == known:
+        assert part.mean[1] == pytest.approx(values.mean())
+        assert part.m2[1] == pytest.approx(values.var() * known)
+    else:  # rounded: an exact mean of whole numbers has a fraction of which the denominator is their number
+        assert part.mean[1] != values.mean()
+        assert part.mean[1] == pytest.approx(values.mean(), abs=values.std() / 60)
+        assert part.m2[1] / count == pytest.approx(values.var(), rel=0.11)
+
+
+def test_few_without_an_answer_do_not_show_in_the_share_of_the_others(tmp_path: Path) -> None:
+    """18 of 37 would be 0.4864864...: the denominator would tell that three are missing."""
+    table = forty(18)
+    for row in table[-3:]:
+        row[0] = np.nan
+    part = statistics(site(hospital(table, HALF), tmp_path)).parts[0]
+    assert (part.count[0], part.mean[0] * 40) == (40, pytest.approx(19))  # 40 * 18 / 37 = 19.46
+
+
+@pytest.mark.parametrize(("events", "said"), [(0, 0), (1, None), (9, None), (10, 10), (30, 30), (31, None), (40, 40)])
+def test_few_events_or_few_others_are_withheld(events: int, said: int | None, tmp_path: Path) -> None:
+    reply = statistics(site(hospital(forty(), [1] * events + [0] * (40 - events)), tmp_path))
+    assert (reply.patients, reply.events, reply.parts[0].events) == (40, said, said)
+    assert reply.parts[0].moments().labelled == (0 if said is None else 40)
+
+
+def test_few_left_out_are_withheld(tmp_path: Path) -> None:
+    at = replace(hospital(forty(), HALF), excluded={Exclusion.OUTCOME: 3, Exclusion.PREDICTOR: 12})
+    assert statistics(site(at, tmp_path)).excluded == {Exclusion.OUTCOME: None, Exclusion.PREDICTOR: 12}
+
+
+def test_the_hospital_can_raise_k_and_not_lower_it(tmp_path: Path) -> None:
+    means = {
+        k: statistics(site(hospital(forty(12), HALF, k=k), tmp_path)).parts[0].mean[0] * 40 for k in (0, 5, 10, 13)
+    }
+    assert means == pytest.approx({0: 12, 5: 12, 10: 12, 13: 6.5})
+    assert statistics(site(hospital(forty(9), HALF, k=5), tmp_path)).parts[0].mean[0] * 40 == pytest.approx(5)
+
+
+def test_k_0_withholds_nothing(tmp_path: Path) -> None:
+    here = site(hospital(forty(1, missing=1), [1] + [0] * 39), tmp_path, k=0)
+    task = StatisticsTask(federation=here.plan.hash, seed=42, parts=[0])
+    assert statistics(here) == work.statistics(here, task)
+
+
+def test_a_hospital_of_few_patients_says_a_code(tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="sums over 9 patients") as caught:
+        statistics(site(hospital(forty()[:9], HALF[:9]), tmp_path))
+    assert caught.value.code is Code.SMALL_CELLS
+
+
+def test_parts_that_hold_few_patients_cannot_be_told_apart_by_subtraction(tmp_path: Path) -> None:
+    """Sums of all less sums of all but part 1 are the sums of part 1: 8 patients of 40 in 5 parts."""
+    with pytest.raises(RefusedError, match="sums over 8 patients"):
+        statistics(site(hospital(forty(), HALF), tmp_path, folds=5))
+    assert statistics(site(hospital(forty(), HALF), tmp_path, folds=4)).patients == 40
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 10_000),
+    patients=st.integers(20, 90),
+    rate=st.floats(0, 1),
+    missing=st.floats(0, 1),
+    folds=st.sampled_from([None, 2, 3]),
+    k=st.integers(2, 12),
+)
+def test_no_small_count_can_be_computed_from_what_leaves(
+    seed: int, patients: int, rate: float, missing: float, folds: int | None, k: int, tmp_path: Path
+) -> None:
+    """Counts as sent, numbers of ones from the means, and what each part's sums leave over of all sums."""
+    generator = np.random.default_rng(seed)
+    table = np.stack(
+        [generator.random(patients) < rate, generator.normal(60, 9, patients), generator.random(patients) < 0.5], 1
+    ).astype(float)
+    table[generator.random(patients) < missing, 1] = np.nan
+    labels = (generator.random(patients) < rate).astype(int)
+    here = site(hospital(table, labels), tmp_path, k=k, folds=folds)
+    try:
+        reply = statistics(here)
+    except RefusedError:
+        return  # too few patients for anything to be said
+
+    groups = [here.split(0).train]
+    for part in range(1, (folds or 0) + 1):
+        groups += [here.split(part).train, here.split(part).test]
+
+    def points_at_few(column: int, rows: Any) -> bool:
+        values = table[rows, column]
+        known = values[~np.isnan(values)]
+        counts = [len(known), len(values) - len(known)]
+        if column != 1:
+            counts += [int(known.sum()), len(known) - int(known.sum())]
+        return any(0 < count < k for count in counts)
+
+    whole = reply.parts[0]
+    for column in range(3):
+        count, mean = whole.count[column], whole.mean[column]
+        if count and column != 1:
+            ones = count * mean
+            assert not 0 < round(ones, 6) < k or ones == pytest.approx(k / 2)
+            assert not 0 < round(count - ones, 6) < k or count - ones == pytest.approx(k / 2)
+        assert count is None or count in (0, len(groups[0])) or k <= count <= len(groups[0]) - k
+        for number, part in reply.parts.items():
+            if number and any(points_at_few(column, rows) for rows in groups):
+                assert part.mean[column] == mean, "a part tells nothing of its own"
+                assert part.count[column] in (None, 0, part.patients)
+    for rows, part in zip(groups[1::2], list(reply.parts.values())[1:], strict=True):
+        if any(0 < min(labels[g].sum(), len(g) - labels[g].sum()) < k for g in groups):
+            assert part.events is None
+        else:
+            assert part.events in (None, labels[rows].sum())
+
+
+def test_what_leaves_is_the_same_whatever_the_small_number_is(tmp_path: Path) -> None:
+    """One to nine patients with a bleed, one to nine without an age: nine pairs of tables, one reply."""
+    replies = set()
+    for few in range(1, 10):
+        table = forty(few)
+        for row in table[20 : 20 + few]:
+            row[2] = np.nan
+        constant = [[row[0], 60.0 + n % 2, 5.0 if not np.isnan(row[2]) else np.nan] for n, row in enumerate(table)]
+        replies.add(statistics(site(hospital(constant, HALF), tmp_path)).model_dump_json())
+    assert len(replies) == 1
+
+
+# --- training, thresholds, evaluation ---------------------------------------------------------------------------------
+
+
+def train_task(here: Site) -> TrainTask:
+    return TrainTask(federation=here.plan.hash, seed=42, round=1, folds=["all"], final=False)
+
+
+def update(**changes: Any) -> TrainReply:
+    return TrainReply(**{"hospital": "north", "patients": [40], "losses": [0.7], "validation_losses": [0.6], **changes})
+
+
+WEIGHTS = np.ones((1, 4), np.float32)
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.2, None), (0.25, 0.6)])
+def test_a_validation_loss_of_few_patients_is_withheld(share: float, said: float | None, tmp_path: Path) -> None:
+    """8 or 10 of 40 patients."""
+    here = site(hospital(forty(), HALF), tmp_path, validation=share)
+    released, _ = release(here, train_task(here), update(), {"weights": WEIGHTS})
+    assert isinstance(released, TrainReply)
+    assert (released.losses, released.validation_losses) == ([0.7], [said])
+    task = ThresholdTask(federation=here.plan.hash, seed=42, folds=["all"])
+    threshold = ThresholdReply(hospital="north", thresholds=[0.4], validation_losses=[0.6])
+    found, _ = release(here, task, threshold, {})
+    assert isinstance(found, ThresholdReply)
+    assert found.validation_losses == [said]
+    assert found.thresholds == [None], "at most 5 patients of each class"
+
+
+@pytest.mark.parametrize(("events", "said"), [(9, None), (10, 0.4), (31, None)])
+def test_a_threshold_chosen_among_few_is_withheld(events: int, said: float | None, tmp_path: Path) -> None:
+    here = site(hospital(forty(), [1] * events + [0] * (40 - events)), tmp_path)
+    task = ThresholdTask(federation=here.plan.hash, seed=42, folds=["all"])
+    released, _ = release(here, task, ThresholdReply(hospital="north", thresholds=[0.4], validation_losses=[None]), {})
+    assert isinstance(released, ThresholdReply)
+    assert released.thresholds == [said]
+
+
+def answer(patients: int, events: int) -> EvaluateReply:
+    metrics = dict.fromkeys(METRICS, (0.5, 0.4, 0.6))
+    return EvaluateReply(
+        hospital="north", answers=[Answer(arm="loho", patients=patients, events=events, metrics=metrics)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("patients", "events", "whole"),
+    [(40, 10, True), (40, 9, False), (40, 31, False), (40, 30, True), (40, 1, False), (9, 5, False)],
+)
+def test_figures_of_few_events_are_withheld(patients: int, events: int, whole: bool, tmp_path: Path) -> None:
+    here = site(hospital(forty(), HALF), tmp_path)
+    question = Question(arm="loho", folds=["without:north"], thresholds=[0.5])
+    task = EvaluateTask(federation=here.plan.hash, seed=42, folds=["without:north"], questions=[question])
+    released, _ = release(here, task, answer(patients, events), {})
+    assert isinstance(released, EvaluateReply)
+    (found,) = released.answers
+    assert found.patients == patients
+    assert found.events == (events if whole else None)
+    assert {three[0] for three in found.metrics.values()} == {0.5 if whole else None}
+
+
+# --- the closed list --------------------------------------------------------------------------------------------------
+
+
+class Diary(Refusal):
+    """Not a reply."""
+
+
+@pytest.mark.parametrize(
+    ("reply", "rows"),
+    [
+        (Diary(code=Code.DATA), {}),
+        (update(), {}),
+        (update(), {"weights": WEIGHTS, "patients": WEIGHTS}),
+        (update(), {"weights": WEIGHTS, "local": WEIGHTS}),
+        (update(), {"weights": WEIGHTS[:, :3]}),
+        (update(), {"weights": WEIGHTS.repeat(2, 0)}),
+        (update(), {"weights": WEIGHTS.astype(np.float64)}),
+        (update(), {"weights": WEIGHTS * np.nan}),
+        (update().model_copy(update={"losses": ["Mustermann"]}), {"weights": WEIGHTS}),
+        (update().model_copy(update={"hospital": "Mustermann"}), {"weights": WEIGHTS}),
+        (update().model_copy(update={"patients": [-1]}), {"weights": WEIGHTS}),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, dict) else ",".join(value) or "no blocks",
+)
+def test_anything_else_does_not_leave(reply: Any, rows: Any, tmp_path: Path) -> None:
+    here = site(hospital(forty(), HALF), tmp_path)
+    with pytest.raises(RefusedError) as caught:
+        release(here, train_task(here), reply, rows)
+    assert caught.value.code is Code.EGRESS
+
+
+def test_a_column_that_nobody_tells_is_scaled_by_its_range(tmp_path: Path) -> None:
+    """Anywhere within 18 to 110: mean 64, standard deviation 92 / sqrt(12). Without a range it is left out.
+
+    Yes and no, three of forty at each hospital, are told as five.
+    """
+    number = {"type": "number", "known_at": "admission"}
+    variables = {"a": {"type": "yes_no", "known_at": "admission"}, "b": {**number, "range": [18, 110]}, "c": number}
+    variables["mrs"] = {"type": "integer", "known_at": "90 days"}
+    members = [replace(hospital(forty(3, missing=35), HALF), name=name) for name in ("east", "north", "south")]
+    for member in members:
+        member.patients.table[:35, 2] = np.nan
+    settings = small.federation(table={"variables": variables}, evaluation={"small_cells": 10})
+    found = small.study(settings, members, tmp_path)
+    fill, centre, scale = found.of(["all"])["constants"].reshape(3, 3)
+    assert fill == pytest.approx([5 / 40, 64, 0])
+    assert centre == pytest.approx([5 / 40, 64, 0])
+    assert scale == pytest.approx([(5 / 40 * 35 / 40) ** -0.5, 12**0.5 / 92, 0])
+
+
+def test_a_study_goes_on_with_what_is_left(tmp_path: Path) -> None:
+    """East's events and a column are few: its patients still teach, the others' sums scale, and the report says so."""
+    members = small.hospitals()
+    members[0].patients.labels[:] = 0
+    members[0].patients.labels[:4] = 1
+    found = small.study(small.federation(evaluation={"small_cells": 10}), members, tmp_path)
+    assert found.quarantined == []
+    assert found.hospitals["east"].events is None
+    (east,) = found.answers["east"]
+    assert (east.patients, east.events) == (50, None)
+    (north,) = found.answers["north"]
+    assert north.metrics["auroc"][0] is not None
+    assert all(np.isfinite(block).all() for block in found.rows.values())
