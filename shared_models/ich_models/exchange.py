@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ich_models.networks.staged import Encoder
+from ich_models.networks.staged import frozen_modules
 from ich_models.networks.tabular import Standardise
 
 
@@ -50,12 +50,7 @@ class Layout:
 
 def _layout(network: nn.Module, keep: Callable[[nn.Module, str], bool]) -> Layout:
     """Frozen encoders are in no layout: both sides have them, from the seed or from pinned weights."""
-    frozen = {
-        part
-        for encoder in network.modules()
-        if isinstance(encoder, Encoder) and encoder.frozen
-        for part in encoder.modules()
-    }
+    frozen = frozen_modules(network)
     shapes: dict[str, torch.Size] = {}
     for prefix, module in network.named_modules():
         if module in frozen:

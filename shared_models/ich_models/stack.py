@@ -8,12 +8,16 @@ from torch.func import functional_call, vmap
 
 from ich_models.batch import Batch, Output
 from ich_models.losses import Objective
+from ich_models.networks.staged import frozen_modules, frozen_tensors
 
 
 def stackable(network: nn.Module) -> bool:
     """Whether `torch.func.vmap` can train it: running statistics that are updated in place and LSTMs cannot be mapped."""
+    frozen = frozen_modules(network)  # in evaluation mode whatever happens
     return not any(
-        isinstance(module, nn.RNNBase) or getattr(module, "track_running_stats", False) for module in network.modules()
+        isinstance(module, nn.RNNBase) or getattr(module, "track_running_stats", False)
+        for module in network.modules()
+        if module not in frozen
     )
 
 
@@ -22,7 +26,8 @@ class Stack:
 
     One copy is the module itself, without the cost of the mapping; the numbers agree to rounding. Random layers draw
     the same numbers in every copy, as they would in one copy after another from the same seed.
-    Frozen parameters are copied too, since folds may differ in them; they ask for no gradient.
+    What rests in the present stage is copied too, since folds may differ in it, and asks for no gradient. Frozen
+    encoders are the same in every fold: they are not among the stack's tensors, and there is one of each.
     """
 
     def __init__(self, network: nn.Module, copies: int) -> None:
@@ -31,19 +36,20 @@ class Stack:
         self.copies = copies
         self.parameters: dict[str, torch.Tensor] = {}
         self.buffers: dict[str, torch.Tensor] = {}
+        frozen = frozen_tensors(network)
+        self._views(frozen)
         if copies == 1:
-            self._views()
             return
-        for name, parameter in network.named_parameters():
+        for name, parameter in self.parameters.items():
             copied = parameter.detach().expand(copies, *parameter.shape).clone()
             self.parameters[name] = copied.requires_grad_(parameter.requires_grad)
-        for name, buffer in network.named_buffers():
+        for name, buffer in self.buffers.items():
             self.buffers[name] = buffer.expand(copies, *buffer.shape).clone()
 
-    def _views(self) -> None:
+    def _views(self, frozen: set[str]) -> None:
         """With one copy the stack's tensors are the module's own."""
-        self.parameters = dict(self.network.named_parameters())
-        self.buffers = dict(self.network.named_buffers())
+        self.parameters = {name: own for name, own in self.network.named_parameters() if name not in frozen}
+        self.buffers = {name: own for name, own in self.network.named_buffers() if name not in frozen}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor as (F, *shape), sharing memory with the stack."""

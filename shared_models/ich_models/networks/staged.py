@@ -93,6 +93,27 @@ class StagedNetwork(nn.Module):
                 yield name, module
 
 
+def frozen_modules(network: nn.Module) -> set[nn.Module]:
+    """The modules inside its frozen encoders: they neither travel nor differ between folds."""
+    return {
+        part
+        for encoder in network.modules()
+        if isinstance(encoder, Encoder) and encoder.frozen
+        for part in encoder.modules()
+    }
+
+
+def frozen_tensors(network: nn.Module) -> set[str]:
+    """Names of the parameters and buffers inside its frozen encoders."""
+    frozen = frozen_modules(network)
+    return {
+        f"{prefix}.{name}"
+        for prefix, module in network.named_modules()
+        if module in frozen
+        for name in (*module._parameters, *module._buffers)
+    }
+
+
 def among(module: nn.Module, data: torch.Tensor, who: torch.Tensor | None, nothing: tuple[int, ...]) -> torch.Tensor:
     """`module(data)` for the patients in `who` (B,) bool (None: everyone), zeros of shape `nothing` for the others.
 

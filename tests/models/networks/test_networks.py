@@ -360,6 +360,31 @@ def test_frozen_encoders_do_not_travel() -> None:
     assert exchange.row(frozen, rest).shape == (1, rest.size)
 
 
+def test_folds_share_a_frozen_encoder_whatever_its_normalisation() -> None:
+    """BatchNorm that rests can be mapped, and there is one encoder for all folds."""
+    settings: dict[str, Any] = {
+        "image": {"frozen": True, "normalisation": "batch"},
+        "text": {"frozen": True},
+        "dropout": 0,
+        "dtype": "float64",
+    }
+    first, second = tiny("vdafm", **settings), tiny("vdafm", seed=2, **settings)
+    for name in ("image", "text"):
+        getattr(second, name).load_state_dict(getattr(first, name).state_dict())
+    batch = patients("vdafm", dtype=torch.float64)
+    assert stackable(first)
+    stack = Stack(deepcopy(first), 2)
+    layout = exchange.exchanged(first, lambda module: False)
+    assert set(stack.tensors()) == set(layout.shapes) | set(exchange.constants(first).shapes)
+    stack.load(layout.unpack(torch.cat([exchange.row(network, layout) for network in (first, second)])))
+    together = stack.losses(batch)
+    together.sum().backward()
+    want = torch.cat([Stack(network.train(), 1).losses(batch) for network in (first, second)])
+    torch.testing.assert_close(together, want)
+    assert together[0] != together[1]
+    assert all(parameter.grad is None for parameter in stack.network.image.parameters())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_network_travels_as_one_row_and_back(name: str) -> None:
     sender, receiver = tiny(name, seed=1), tiny(name, seed=2)
