@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ich_models.networks.staged import frozen_modules
+from ich_models.networks.staged import Encoder, frozen_modules
 from ich_models.networks.tabular import Standardise
 
 
@@ -76,6 +76,18 @@ def is_normalisation(module: nn.Module) -> bool:
 def exchanged(network: nn.Module, local: Callable[[nn.Module], bool]) -> Layout:
     """Floating-point tensors that travel every round: all but the constants and the modules that stay local."""
     return _layout(network, lambda module, name: _travels(module, name) and not local(module))
+
+
+def seen_by(network: nn.Module, layout: Layout) -> dict[str, str]:
+    """Tensors of a layout that belong to an encoder -> its modality: they learn from the patients who have that one."""
+    return {
+        name: encoder.modality
+        for prefix, encoder in (
+            (f"{path}.", part) for path, part in network.named_modules() if isinstance(part, Encoder)
+        )
+        for name in layout.shapes
+        if name.startswith(prefix)
+    }
 
 
 def kept_local(network: nn.Module, local: Callable[[nn.Module], bool]) -> Layout:

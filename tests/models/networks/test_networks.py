@@ -360,6 +360,20 @@ def test_frozen_encoders_do_not_travel() -> None:
     assert exchange.row(frozen, rest).shape == (1, rest.size)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_encoders_tensors_are_known_by_modality(name: str) -> None:
+    """Each encoder can then be averaged over the patients who have its modality."""
+    network = tiny(name)
+    layout = exchange.exchanged(network, lambda module: False)
+    found = exchange.seen_by(network, layout)
+    for modality in ("image", "text"):
+        mine = {key for key, value in found.items() if value == modality}
+        module = network.members if name == "dlmi" and modality == "image" else getattr(network, modality, None)
+        prefix = "members." if name == "dlmi" else f"{modality}."
+        assert mine == {key for key in layout.shapes if module is not None and key.startswith(prefix)}
+    assert "output.weight" not in found
+
+
 def test_folds_share_a_frozen_encoder_whatever_its_normalisation() -> None:
     """BatchNorm that rests can be mapped, and there is one encoder for all folds."""
     settings: dict[str, Any] = {
