@@ -73,7 +73,7 @@ def _as_image(maps: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
 
 
 def grad_cam(network: nn.Module, batch: Batch, layer: str, score: Score = positive) -> torch.Tensor:
-    """Grad-CAM (Selvaraju et al. 2017, eqs. 1-2) in 2 or 3 dimensions: (B, *space) or (B, S, H, W), 0 to 1.
+    """Grad-CAM (Selvaraju et al. 2017) in 2 or 3 dimensions: (B, *space) or (B, S, H, W), 0 to 1.
 
     `layer`: a module that gives feature maps, such as 'image.' + the encoder's `last`.
     """
@@ -89,7 +89,7 @@ def grad_cam(network: nn.Module, batch: Batch, layer: str, score: Score = positi
 def score_cam(
     network: nn.Module, batch: Batch, layer: str, score: Score = positive, *, largest: int | None = None
 ) -> torch.Tensor:
-    """Score-CAM (Wang et al. 2020, eqs. 3-6): maps weighted by what the network says of the image seen through each.
+    """Score-CAM (Wang et al. 2020): maps weighted by what the network says of the image seen through each.
 
     One forward pass per feature map; `largest`: only the maps of the largest mean. One image per patient.
     """
@@ -114,7 +114,7 @@ def score_cam(
 
 
 def saliency(network: nn.Module, batch: Batch, score: Score = positive, *, channels: int = 1) -> torch.Tensor:
-    """Saliency (Simonyan et al. 2014, sec. 3): the score's absolute gradient by pixel, largest over channels.
+    """Saliency (Simonyan et al. 2014): the score's absolute gradient by pixel, largest over channels.
 
     `channels`: their axis in the image; 2 where a patient has several slices. (B, *space) or (B, S, H, W), not scaled.
     """

@@ -134,7 +134,7 @@ def over_elements(values: torch.Tensor, slices: torch.Tensor | None) -> PerSampl
 def asymmetric(
     logits: torch.Tensor, label: torch.Tensor, *, positive: float = 1.0, negative: float = 4.0, margin: float = 0.05
 ) -> torch.Tensor:
-    """Asymmetric loss per element (Ridnik et al. 2021, eqs. 3-5):
+    """Asymmetric loss per element (Ridnik et al. 2021):
 
     -y (1 - p)^positive log p - (1 - y) p_m^negative log(1 - p_m), p_m = max(p - margin, 0).
     """
@@ -159,7 +159,7 @@ def masked_tokens(logits: torch.Tensor, target: torch.Tensor, patient: torch.Ten
 
 
 def masked_patches(predicted: torch.Tensor, pixels: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """Mean squared error on the hidden patches, each patch's pixels normalised (He et al. 2022, sec. 3).
+    """Mean squared error on the hidden patches, each patch's pixels normalised (He et al. 2022).
 
     `predicted`, `pixels`: (N, P, K), P patches of K numbers. `hidden`: (N, P) bool. -> (N,).
     """
@@ -190,7 +190,7 @@ def alignment(a: torch.Tensor, b: torch.Tensor, who: torch.Tensor, temperature: 
 def similarity_distribution(
     a: torch.Tensor, b: torch.Tensor, same: torch.Tensor, who: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """Similarity distribution matching (Jiang and Ye 2023, eqs. 3-6), both directions: KL(p || q + 1e-8).
+    """Similarity distribution matching (Jiang and Ye 2023), both directions: KL(p || q + 1e-8).
 
     p: softmax over the others of cosine / temperature. q: `same` (B, B) bool, normalised by row. A scalar.
     """
@@ -208,7 +208,7 @@ def similarity_distribution(
 
 
 def nt_xent(a: torch.Tensor, b: torch.Tensor, who: torch.Tensor, temperature: float) -> torch.Tensor:
-    """SimCLR's loss (Chen et al. 2020, eq. 1) on two views (N, D) of the items in `who` (N,) bool. A scalar."""
+    """SimCLR's loss (Chen et al. 2020) on two views (N, D) of the items in `who` (N,) bool. A scalar."""
     both = normalize(torch.cat([a, b]), dim=-1)
     taken = torch.cat([who, who])
     count = len(a)

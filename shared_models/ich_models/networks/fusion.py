@@ -27,7 +27,7 @@ def perceptron(entering: int, widths: Sequence[int], dropout: float) -> nn.Seque
 
 
 def soft_pool(maps: torch.Tensor) -> torch.Tensor:
-    """SoftPool of 2 x 2 windows (Stergiou et al. 2021, eq. 2): (B, C, H, W) -> (B, C, H / 2, W / 2).
+    """SoftPool of 2 x 2 windows (Stergiou et al. 2021): (B, C, H, W) -> (B, C, H / 2, W / 2).
 
     sum(e^a a) / sum(e^a) within window and channel: a mean weighted by the window's softmax.
     """
