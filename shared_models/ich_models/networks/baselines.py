@@ -74,7 +74,8 @@ class IchScoreNetwork(nn.Module):
     """The ICH score (Hemphill et al. 2001): table (B, D) -> logits (B,) of its 30-day mortality.
 
     GCS 3-4 = 2, 5-12 = 1; age >= 80 = 1; volume >= 30 mL = 1; intraventricular blood = 1; infratentorial = 1.
-    Nobody in the published cohort had 6 points: its 100 % is an estimate. A missing item takes the study's imputation. Nothing is trained. Embedding 'score' (B,): 0 to 6.
+    Nobody in the published cohort had 6 points: its 100 % is an estimate.
+    A missing item takes the study's imputation. Nothing is trained. Embedding 'score' (B,): 0 to 6.
     """
 
     mortality: torch.Tensor
