@@ -146,12 +146,7 @@ def train_alone(plan: Plan, sites: Sequence[Site], part: int, recipe: Recipe, se
 
 
 def _patients(sites: Sequence[Site], part: int, role: str) -> Patients:
-    taken = [site.hospital.patients.take(getattr(site.split(part), role)) for site in sites]
-    return Patients(
-        tuple(identifier for patients in taken for identifier in patients.ids),
-        np.concatenate([patients.table for patients in taken]),
-        np.concatenate([patients.labels for patients in taken]),
-    )
+    return Patients.join([site.hospital.patients.take(getattr(site.split(part), role)) for site in sites])
 
 
 def _threshold(plan: Plan, rows: Rows, validation: Patients, train: Patients) -> float:

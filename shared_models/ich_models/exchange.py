@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ich_models.networks.staged import Encoder, frozen_modules
 from ich_models.networks.tabular import Standardise
 
 
@@ -48,8 +49,12 @@ class Layout:
 
 
 def _layout(network: nn.Module, keep: Callable[[nn.Module, str], bool]) -> Layout:
+    """Frozen encoders are in no layout: both sides have them, from the seed or from pinned weights."""
+    frozen = frozen_modules(network)
     shapes: dict[str, torch.Size] = {}
     for prefix, module in network.named_modules():
+        if module in frozen:
+            continue
         own = {**module._parameters, **module._buffers}
         for name, tensor in own.items():
             if tensor is not None and keep(module, name):
@@ -73,6 +78,18 @@ def exchanged(network: nn.Module, local: Callable[[nn.Module], bool]) -> Layout:
     return _layout(network, lambda module, name: _travels(module, name) and not local(module))
 
 
+def seen_by(network: nn.Module, layout: Layout) -> dict[str, str]:
+    """Tensors of a layout that belong to an encoder -> its modality: they learn from the patients who have that one."""
+    return {
+        name: encoder.modality
+        for prefix, encoder in (
+            (f"{path}.", part) for path, part in network.named_modules() if isinstance(part, Encoder)
+        )
+        for name in layout.shapes
+        if name.startswith(prefix)
+    }
+
+
 def kept_local(network: nn.Module, local: Callable[[nn.Module], bool]) -> Layout:
     """Floating-point tensors of the modules that stay at the hospital."""
     return _layout(network, lambda module, name: _travels(module, name) and local(module))
@@ -87,5 +104,5 @@ def row(network: nn.Module, layout: Layout) -> torch.Tensor:
     """A network's tensors as one row (1, size), copied."""
     state = network.state_dict()
     tensors = {name: state[name][None] for name in layout.shapes}
-    like = next(iter(network.parameters()))
-    return layout.pack(tensors, like.detach().reshape(1, -1))
+    like = next(tensor for tensor in state.values() if tensor.is_floating_point())
+    return layout.pack(tensors, like.reshape(1, -1))

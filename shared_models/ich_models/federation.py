@@ -240,7 +240,23 @@ def _contradictions(federation: Federation) -> list[Complaint]:
         *task.outcome.contradictions(table.variables, task.timeline, task.predict_at),
         *table.contradictions(task.outcome, task.timeline, task.predict_at),
         *federation.training.strategy.contradictions(federation),
+        *_network_needs(federation),
     ]
+
+
+def _network_needs(federation: Federation) -> list[tuple[tuple[str | int, ...], str, str]]:
+    """A network without its modality would learn from nothing: every patient lacks it."""
+    offered = [name for name in Modalities.model_fields if getattr(federation.modalities, name) is not None]
+    missing = [name for name in federation.network.uses if name not in offered]
+    if missing:
+        return [
+            (
+                ("network", "name"),
+                f"network '{federation.network.name}' uses {' and '.join(missing)}, which modalities does not have",
+                "add it under modalities, or leave it out of network.modalities where the network has such a list",
+            )
+        ]
+    return []
 
 
 def json_schema() -> dict[str, Any]:

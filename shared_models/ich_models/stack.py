@@ -5,14 +5,20 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ich_models.batch import Batch, Output
+from ich_models.losses import Objective
+from ich_models.networks.staged import frozen_modules, frozen_tensors
 
 
 def stackable(network: nn.Module) -> bool:
-    """Whether `torch.func.vmap` can train it: layers that update running statistics in place cannot be mapped."""
-    return not any(getattr(module, "track_running_stats", False) for module in network.modules())
+    """Whether `torch.func.vmap` can train it: running statistics that are updated in place and LSTMs cannot be mapped."""
+    frozen = frozen_modules(network)  # in evaluation mode whatever happens
+    return not any(
+        isinstance(module, nn.RNNBase) or getattr(module, "track_running_stats", False)
+        for module in network.modules()
+        if module not in frozen
+    )
 
 
 class Stack:
@@ -20,25 +26,30 @@ class Stack:
 
     One copy is the module itself, without the cost of the mapping; the numbers agree to rounding. Random layers draw
     the same numbers in every copy, as they would in one copy after another from the same seed.
+    What rests in the present stage is copied too, since folds may differ in it, and asks for no gradient. Frozen
+    encoders are the same in every fold: they are not among the stack's tensors, and there is one of each.
     """
 
     def __init__(self, network: nn.Module, copies: int) -> None:
         self.network = network
+        self.objective = Objective(network)
         self.copies = copies
         self.parameters: dict[str, torch.Tensor] = {}
         self.buffers: dict[str, torch.Tensor] = {}
+        frozen = frozen_tensors(network)
+        self._views(frozen)
         if copies == 1:
-            self._views()
             return
-        for name, parameter in network.named_parameters():
-            self.parameters[name] = parameter.detach().expand(copies, *parameter.shape).clone().requires_grad_()
-        for name, buffer in network.named_buffers():
+        for name, parameter in self.parameters.items():
+            copied = parameter.detach().expand(copies, *parameter.shape).clone()
+            self.parameters[name] = copied.requires_grad_(parameter.requires_grad)
+        for name, buffer in self.buffers.items():
             self.buffers[name] = buffer.expand(copies, *buffer.shape).clone()
 
-    def _views(self) -> None:
+    def _views(self, frozen: set[str]) -> None:
         """With one copy the stack's tensors are the module's own."""
-        self.parameters = dict(self.network.named_parameters())
-        self.buffers = dict(self.network.named_buffers())
+        self.parameters = {name: own for name, own in self.network.named_parameters() if name not in frozen}
+        self.buffers = {name: own for name, own in self.network.named_buffers() if name not in frozen}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor as (F, *shape), sharing memory with the stack."""
@@ -54,20 +65,20 @@ class Stack:
     def _call(self, batch: Batch) -> Output:
         return self.network(batch)  # type: ignore[no-any-return]
 
-    def losses(self, batch: Batch) -> torch.Tensor:
-        """Mean loss of the batch under each copy: (F,). Differentiable."""
+    def losses(self, batch: Batch, epoch: float = 0.0) -> torch.Tensor:
+        """Loss of the batch under each copy, by the network's own terms as weighted in `epoch`: (F,). Differentiable."""
         if self.copies == 1:
-            return binary_cross_entropy_with_logits(self._call(batch).logits, batch.label)[None]
+            return self.objective(batch, epoch)[None]  # type: ignore[no-any-return]
 
         def one(parameters: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]) -> torch.Tensor:
-            output = functional_call(self.network, {**parameters, **buffers}, (batch,), tie_weights=False)
-            return binary_cross_entropy_with_logits(output.logits, batch.label)
+            tensors = {Objective.PREFIX + name: tensor for name, tensor in {**parameters, **buffers}.items()}
+            return functional_call(self.objective, tensors, (batch, epoch), tie_weights=False)  # type: ignore[no-any-return]
 
         return vmap(one, randomness="same")(self.parameters, self.buffers)
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Logits in evaluation mode: (F, B)."""
+        """Logits in evaluation mode: (F, B), or (F, B, S, 5)."""
         training = self.network.training
         self.network.eval()
         try:
@@ -77,6 +88,6 @@ class Stack:
             def one(parameters: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor]) -> torch.Tensor:
                 return functional_call(self.network, {**parameters, **buffers}, (batch,), tie_weights=False).logits  # type: ignore[no-any-return]
 
-            return vmap(one)(self.parameters, self.buffers)
+            return vmap(one, randomness="same")(self.parameters, self.buffers)
         finally:
             self.network.train(training)

@@ -40,7 +40,7 @@ class Plan:
         return self._fresh()
 
     def _fresh(self) -> nn.Module:
-        return build(self.federation.network, len(self.columns), self.seed)
+        return build(self.federation.network, len(self.columns), self.seed, self.columns)
 
     @property
     def dtype(self) -> torch.dtype:

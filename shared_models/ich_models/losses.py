@@ -1,0 +1,217 @@
+"""Loss terms: what each is, whether one patient alone decides it, and the sum that a network is trained with.
+
+A per-sample term gives one number per patient; its batch value is the mean over the patients whom it concerns. A
+batch-coupled term compares patients with one another; DP-SGD refuses it, since one patient then moves everyone's gradient.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import nn
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cosine_similarity,
+    cross_entropy,
+    log_softmax,
+    logsigmoid,
+    normalize,
+)
+
+from ich_models.batch import Batch, Output
+
+EPS: Final = 1e-8
+"""Of SDM's KL divergence."""
+
+
+# --- terms and their sum ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PerSample:
+    """A number per patient, `values` (B,), and `who` (B,) bool: the patients whom the term concerns (None: everyone)."""
+
+    values: torch.Tensor
+    who: torch.Tensor | None = None
+
+    def mean(self) -> torch.Tensor:
+        """Over the patients concerned; 0 if there are none."""
+        if self.who is None:
+            return self.values.mean()
+        kept = torch.where(self.who, self.values, torch.zeros_like(self.values))
+        return kept.sum() / self.who.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Term:
+    """`weight` * `decay` ** epoch times a loss. `value(output, batch)` gives PerSample, or a scalar if the term is batch-coupled.
+
+    Where a term needs tensors of its network, as class weights are, it is one of the network's methods.
+    """
+
+    name: str
+    value: Callable[[Output, Batch], PerSample | torch.Tensor]
+    per_sample: bool
+    weight: float = 1.0
+    decay: float = 1.0
+
+    def at(self, epoch: float) -> float:
+        """The weight in an epoch, counted from 0 over all of the study's local epochs."""
+        return float(self.weight * self.decay**epoch)
+
+    def scalar(self, output: Output, batch: Batch) -> torch.Tensor:
+        """The unweighted loss of the batch."""
+        value = self.value(output, batch)
+        if isinstance(value, PerSample) is not self.per_sample:
+            raise TypeError(f"term '{self.name}' is {'not ' * (not self.per_sample)}marked per_sample")
+        return value.mean() if isinstance(value, PerSample) else value
+
+    def weighted(self, output: Output, batch: Batch, epoch: float) -> torch.Tensor:
+        """The loss of the batch with its weight in `epoch`."""
+        value, weight = self.scalar(output, batch), self.at(epoch)
+        return value if weight == 1.0 else weight * value
+
+
+def outcome(output: Output, batch: Batch) -> PerSample:
+    """Binary cross-entropy on one logit per patient, (B,)."""
+    return PerSample(binary_cross_entropy_with_logits(output.logits, batch.label, reduction="none"))
+
+
+BCE: Final = (Term("bce", outcome, per_sample=True),)
+"""What a network without terms of its own is trained with."""
+
+
+def terms_of(network: nn.Module) -> Sequence[Term]:
+    """A network's own terms in its present stage, or the binary cross-entropy."""
+    own: Sequence[Term] = getattr(network, "terms", BCE)
+    return own
+
+
+def coupled(terms: Sequence[Term]) -> tuple[str, ...]:
+    """Names of the terms that need other patients in the batch."""
+    return tuple(term.name for term in terms if not term.per_sample)
+
+
+def parts(network: nn.Module, output: Output, batch: Batch) -> Mapping[str, torch.Tensor]:
+    """Each term's unweighted value, by name, for the log."""
+    return {term.name: term.scalar(output, batch) for term in terms_of(network)}
+
+
+class Objective(nn.Module):
+    """A network with its loss: `forward(batch, epoch)` -> the weighted sum of its terms, a scalar.
+
+    A module, so that `functional_call` can exchange the network's tensors for those of a fold, in forward and loss alike.
+    """
+
+    PREFIX: Final = "network."
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Batch, epoch: float = 0.0) -> torch.Tensor:
+        output: Output = self.network(batch)
+        first, *others = terms_of(self.network)
+        total = first.weighted(output, batch, epoch)
+        for term in others:
+            total = total + term.weighted(output, batch, epoch)
+        return total
+
+
+# --- per sample -------------------------------------------------------------------------------------------------------
+
+
+def over_elements(values: torch.Tensor, slices: torch.Tensor | None) -> PerSample:
+    """(B, S, K) -> mean per patient over its slices and all K; a patient without slices is not concerned."""
+    if slices is None:
+        return PerSample(values.flatten(1).mean(1))
+    kept = torch.where(slices[..., None], values, torch.zeros_like(values)).sum((1, 2))
+    count = slices.sum(1)
+    return PerSample(kept / (count.clamp(min=1) * values.shape[-1]), count > 0)
+
+
+def asymmetric(
+    logits: torch.Tensor, label: torch.Tensor, *, positive: float = 1.0, negative: float = 4.0, margin: float = 0.05
+) -> torch.Tensor:
+    """Asymmetric loss per element (Ridnik et al. 2021):
+
+    -y (1 - p)^positive log p - (1 - y) p_m^negative log(1 - p_m), p_m = max(p - margin, 0).
+    """
+    p = torch.sigmoid(logits)
+    shifted = (p - margin).clamp(min=0)
+    # without a margin 1 - p is sigmoid(-logit), whose logarithm stays finite however sure the network is
+    log_rest = logsigmoid(-logits) if margin == 0 else torch.log1p(-shifted)
+    return -label * (1 - p) ** positive * logsigmoid(logits) - (1 - label) * shifted**negative * log_rest
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """1 - cosine per patient: (B, D), (B, D) -> (B,)."""
+    return 1 - cosine_similarity(a, b, dim=-1)
+
+
+def masked_tokens(logits: torch.Tensor, target: torch.Tensor, patient: torch.Tensor, who: torch.Tensor) -> PerSample:
+    """Masked-language loss of M hidden tokens: (M, V), their ids (M,), whose they are (M,) -> each patient's mean, (B,)."""
+    values = cross_entropy(logits, target, reduction="none")
+    sums = torch.zeros(len(who), dtype=values.dtype, device=values.device).index_add(0, patient, values)
+    asked = torch.zeros(len(who), dtype=torch.int64, device=who.device).index_add(0, patient, torch.ones_like(patient))
+    return PerSample(sums / asked.clamp(min=1), who & (asked > 0))
+
+
+def masked_patches(predicted: torch.Tensor, pixels: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Mean squared error on the hidden patches, each patch's pixels normalised (He et al. 2022).
+
+    `predicted`, `pixels`: (N, P, K), P patches of K numbers. `hidden`: (N, P) bool. -> (N,).
+    """
+    centred = pixels - pixels.mean(-1, keepdim=True)
+    target = centred / (centred.square().sum(-1, keepdim=True) / (pixels.shape[-1] - 1) + 1e-6).sqrt()
+    errors = (predicted - target).square().mean(-1)
+    return (errors * hidden).sum(1) / hidden.sum(1).clamp(min=1)
+
+
+# --- batch-coupled ----------------------------------------------------------------------------------------------------
+
+
+def _anchors(values: torch.Tensor, who: torch.Tensor) -> torch.Tensor:
+    """Mean over the patients who take part."""
+    return torch.where(who, values, torch.zeros_like(values)).sum() / who.sum().clamp(min=1)
+
+
+def alignment(a: torch.Tensor, b: torch.Tensor, who: torch.Tensor, temperature: float) -> torch.Tensor:
+    """A2B alignment, which is InfoNCE: -log( d(a_i, b_i) / sum over k d(a_i, b_k) ), d = exp(cosine / temperature).
+
+    (B, D), (B, D); only patients in `who` are anchors, positives or negatives. A scalar.
+    """
+    similarity = normalize(a, dim=-1) @ normalize(b, dim=-1).T / temperature
+    others = similarity.masked_fill(~who, torch.finfo(similarity.dtype).min)
+    return _anchors(-log_softmax(others, dim=1).diagonal(), who)
+
+
+def similarity_distribution(
+    a: torch.Tensor, b: torch.Tensor, same: torch.Tensor, who: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Similarity distribution matching (Jiang and Ye 2023), both directions: KL(p || q + 1e-8).
+
+    p: softmax over the others of cosine / temperature. q: `same` (B, B) bool, normalised by row. A scalar.
+    """
+    both = who[:, None] & who
+    true = (same & both).to(a.dtype)
+    similarity = normalize(a, dim=-1) @ normalize(b, dim=-1).T / temperature
+
+    def divergence(scores: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        q = true / true.sum(1, keepdim=True).clamp(min=1)
+        log_p = log_softmax(scores.masked_fill(~who, torch.finfo(scores.dtype).min), dim=1)
+        each = torch.where(both, log_p.exp() * (log_p - torch.log(q + EPS)), torch.zeros_like(log_p))
+        return _anchors(each.sum(1), who)
+
+    return divergence(similarity, true) + divergence(similarity.T, true.T)
+
+
+def nt_xent(a: torch.Tensor, b: torch.Tensor, who: torch.Tensor, temperature: float) -> torch.Tensor:
+    """SimCLR's loss (Chen et al. 2020) on two views (N, D) of the items in `who` (N,) bool. A scalar."""
+    both = normalize(torch.cat([a, b]), dim=-1)
+    taken = torch.cat([who, who])
+    count = len(a)
+    itself = torch.eye(2 * count, dtype=torch.bool, device=a.device)
+    scores = (both @ both.T / temperature).masked_fill(itself | ~taken, torch.finfo(both.dtype).min)
+    return _anchors(-log_softmax(scores, dim=1).roll(-count, dims=1).diagonal(), taken)
