@@ -1,8 +1,8 @@
 """`hospital.yaml`: where a hospital's table is, how its columns, units and codes map to the study's, and its limits."""
 
-import codecs
+import re
 from collections.abc import Iterator
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -88,6 +88,12 @@ class Interval(Strict):
     def _sensible(self) -> Self:
         if self.months and "%b" not in (self.format or "").lower():
             raise ValueError("months are named, and format has no place for a name | write it with %b: '%d-%b-%y'")
+        if self.format is not None:
+            moment = datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC)
+            try:
+                datetime.strptime(moment.strftime(self.format), self.format)  # noqa: DTZ007
+            except (ValueError, re.error) as error:
+                raise ValueError(f"format '{self.format}' cannot be read: {error} | write it like '%d.%m.%Y'") from None
         if self.fixed:
             try:
                 date.fromisoformat(self.since)
@@ -196,8 +202,8 @@ class TableFile(Strict):
     @classmethod
     def _known(cls, value: str) -> str:
         try:
-            codecs.lookup(value)
-        except LookupError:
+            "a".encode(value)
+        except (LookupError, UnicodeError):
             raise ValueError(f"no encoding '{value}' | utf-8, latin-1, cp1252, ...") from None
         return value
 
@@ -231,6 +237,8 @@ class HospitalConfig(Strict):
 
 def load_mappings(folder: Path) -> list[Document[HospitalConfig]]:
     """Every *.yaml of a folder, by file name. Raises one ConfigurationError with the problems of all of them."""
+    if folder.is_dir():
+        next(folder.iterdir(), None)  # a folder that may not be read is said to be so: glob would find nothing in it
     paths = sorted(path for path in folder.glob("*.yaml") if path.is_file())
     if not paths:
         message = "no hospital mapping (*.yaml) in this folder" if folder.is_dir() else "there is no such folder"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,13 +152,16 @@ def _workbook(path: Path, document: Document[HospitalConfig]) -> _Rows:
     try:
         with path.open("rb") as file:
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-            if table.sheet is not None and table.sheet not in book.sheetnames:
+            found = {name.strip(): name for name in book.sheetnames}
+            if table.sheet is not None and table.sheet not in found:
                 hint = likely(table.sheet, book.sheetnames, "sheets")
                 message = f"no sheet '{table.sheet}' in {path.name}"
                 raise DataError(message, where=document.where("table", "sheet"), hint=hint)
-            page = book[table.sheet] if table.sheet else book.worksheets[0]
+            page = book[found[table.sheet]] if table.sheet else book.worksheets[0]
             page.reset_dimensions()  # some programs write wrong ones
             rows = [[_typed(cell, table) for cell in row] for row in page.iter_rows(values_only=True)]
+            if _has_formulas(path):
+                _show_formulas(path, page.title, rows)
     except (DataError, OSError):
         raise
     except Exception as error:  # openpyxl raises whatever its parser meets in a damaged file
@@ -165,6 +169,26 @@ def _workbook(path: Path, document: Document[HospitalConfig]) -> _Rows:
         raise DataError(message, where=where, hint="save it again as .xlsx, or as CSV") from None
     width = max(map(len, rows), default=0)
     return range(1, len(rows) + 1), [[*row, *[""] * (width - len(row))] for row in rows]
+
+
+def _has_formulas(path: Path) -> bool:
+    """Whether any sheet has a formula: few have, and only these are read twice."""
+    with zipfile.ZipFile(path) as archive:
+        sheets = [name for name in archive.namelist() if name.startswith("xl/worksheets/")]
+        return any(b"<f" in archive.read(name) for name in sheets)
+
+
+def _show_formulas(path: Path, title: str, rows: list[list[str]]) -> None:
+    """Put the formula itself where the workbook does not hold its value, which would else read as missing."""
+    import openpyxl
+
+    with path.open("rb") as file:
+        page = openpyxl.load_workbook(file, read_only=True, data_only=False)[title]
+        page.reset_dimensions()
+        for row, formulas in zip(rows, page.iter_rows(values_only=True), strict=False):
+            for index, formula in enumerate(formulas):
+                if index < len(row) and not row[index] and isinstance(formula, str) and formula.startswith("="):
+                    row[index] = formula
 
 
 def _parquet(path: Path, table: TableFile) -> _Rows:

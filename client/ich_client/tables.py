@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,7 @@ def load_hospitals(
     problems: list[Problem] = []
     hospitals: list[Hospital] = []
     places: dict[str, str] = {}
+    whole: dict[tuple[object, ...], str] = {}
     for document in mappings:
         table = document.value.table
         key = (root / table.file, table.sheet, table.separator, table.encoding, table.decimal, *(table.header or ()))
@@ -70,6 +72,14 @@ def load_hospitals(
                 problems += error.problems
                 read[key] = None
         sheet = read[key]
+        if table.split_by is None:
+            if key in whole:
+                hint = (
+                    "one table is one hospital: remove one of the two, or tell the hospitals apart with table.split_by"
+                )
+                message = f"the same table is hospital '{whole[key]}' already"
+                problems.append(Problem(message, document.where("table", "file"), hint))
+            whole.setdefault(key, document.value.hospital)
         problems += _unmapped(document, federation.value, sheet)
         if sheet is None:
             continue
@@ -86,9 +96,30 @@ def load_hospitals(
         problems += found
     if not mappings:
         problems.append(Problem("there are no hospitals", hint="give at least one hospital.yaml"))
+    problems += _shared_patients(hospitals)
     if problems:
         raise DataError(dict.fromkeys(problems))
     return tuple(sorted(hospitals, key=lambda hospital: hospital.name))
+
+
+def _shared_patients(hospitals: Sequence[Hospital]) -> list[Problem]:
+    """Hospitals that bring the same patients: none of them could be held out."""
+    where: dict[tuple[str, bytes, int], list[int]] = {}
+    for index, hospital in enumerate(hospitals):
+        patients = hospital.patients
+        for identifier, row, label in zip(patients.ids, patients.table, patients.labels, strict=True):
+            where.setdefault((identifier, row.tobytes(), int(label)), []).append(index)
+    shared = Counter(pair for found in where.values() if len(found) > 1 for pair in combinations(sorted(set(found)), 2))
+    problems = []
+    for (one, other), count in shared.items():
+        first, second = hospitals[one], hospitals[other]
+        if 2 * count > min(len(first.patients), len(second.patients)):
+            message = (
+                f"hospitals '{first.name}' and '{second.name}' have {count} patients with the same number and data"
+            )
+            hint = "one table was taken for two hospitals: nobody would be held out of the other's training"
+            problems.append(Problem(message, hint=hint))
+    return problems
 
 
 def _needed(federation: Federation) -> dict[str, Variable]:

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 
 from ich_client.cells import meaning, number
@@ -21,6 +21,8 @@ Parse = Callable[[tuple[str, ...]], Value]
 
 _SHOWN = 5
 """Unknown codes of one variable that are named one by one."""
+
+_FORMULA = "a formula of which the workbook does not hold the value: open it in Excel or LibreOffice and save it"
 
 
 @dataclass
@@ -115,7 +117,7 @@ def convert(
         count = f"{len(found)} row{'s' if len(found) > 1 else ''}"
         problems.append(Problem(f"{one.message} ({count})", sheet.place(found, 3), one.hint))
     if len(codes) > _SHOWN:
-        message = f"{name} has {len(codes) - _SHOWN} more unknown codes"
+        message = f"{name} has {len(codes) - _SHOWN} more such values"
         problems.append(Problem(message, sheet.name, "is this the right column?"))
     return values, problems
 
@@ -165,6 +167,13 @@ def _interval(name: str, variable: Variable, mapping: Interval, table: TableFile
             return None
         later = _date(name, texts[0], mapping)
         earlier = _date(name, texts[1], mapping, fixed=mapping.fixed)
+        if later.tzinfo is not None and mapping.fixed:
+            earlier = earlier.replace(tzinfo=later.tzinfo)
+        if (later.tzinfo is None) != (earlier.tzinfo is None):
+            message = f"{name}: of {_short(texts[0])!r} and {_short(texts[1])!r} one has a time zone and one has none"
+            raise _Bad("zone", message, "export both with a time zone, or both without")
+        if later.tzinfo is not None:
+            earlier = earlier.astimezone(later.tzinfo)
         if calendar:
             months = (later.year - earlier.year) * 12 + later.month - earlier.month
             value = float((months - ((later.day, later.time()) < (earlier.day, earlier.time()))) // calendar)
@@ -185,8 +194,8 @@ def _date(name: str, text: str, mapping: Interval, fixed: bool = False) -> datet
         form = re.sub("%[bB]", "%m", form)
     try:
         if form:
-            return datetime.strptime(wanted, form).replace(tzinfo=UTC)
-        return datetime.fromisoformat(wanted).replace(tzinfo=UTC)
+            return datetime.strptime(wanted, form)  # noqa: DTZ007 (a zone, where there is one, is compared by the caller)
+        return datetime.fromisoformat(wanted)
     except ValueError:
         hint = "correct the date, add its code to missing, or set format and months"
         message = f"{name}: {_short(text)!r} is not a date like {mapping.format or '2027-01-31'}"
@@ -249,15 +258,27 @@ def _within(name: str, variable: Variable, value: float, said: str, out_of_range
 
 
 def _no_number(name: str, text: str, table: TableFile) -> _Bad:
-    hint = f"correct it, or add it to missing: [{text}]" if len(text) <= 20 else "correct it; is this the right column?"
     other = "." if table.decimal == "," else ","
+    first = text.partition(" ")[0]
+    message = f"{name} {_short(text)!r} is not a number"
+    if text.startswith("="):
+        return _Bad("formula", message, _FORMULA)
     if number(text, other) is not None:
         hint = f"if '{other}' is the decimal mark of the whole table, set table.decimal: '{other}'"
-    return _Bad("number", f"{name} {_short(text)!r} is not a number", hint)
+        return _Bad("decimal", message, hint)
+    if first != text and number(first, table.decimal) is not None:
+        hint = "the cell holds more than the number: leave the unit out of it, and name it in the mapping (unit)"
+        return _Bad("more than a number", message, hint)
+    if len(text) > 20:
+        return _Bad("number", message, "correct it; is this the right column?")
+    hint = f"correct it, or say what it stands for: codes: {{{text!r}: NUMBER}}; if nothing is known, missing: [{text}]"
+    return _Bad(f"number {text}", message, hint, is_code=True)
 
 
 def _unknown_code(name: str, text: str, known: Sequence[str]) -> _Bad:
     hint = f"{likely(text, list(dict.fromkeys(known)), 'known')}; add it to codes or to missing"
+    if text.startswith("="):
+        hint = _FORMULA
     return _Bad(f"code {text}", f"{name} has the unknown code {_short(text)!r}", hint, is_code=True)
 
 

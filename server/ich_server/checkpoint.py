@@ -50,10 +50,12 @@ def load(folder: Path, federation: str, seed: int) -> Progress | None:
 
 def read(path: Path, federation: str, seed: int) -> tuple[dict[str, NDArray[Any]], Facts]:
     """Rows and facts of a file of this study. Raises RunError if it is broken, or belongs to another study."""
+    with path.open("rb"):
+        pass  # a file that may not be read is said to be so, by the operating system
     try:
         rows, facts = read_arrays(path)
         whose = (facts["federation"], facts["seed"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
             f"the file cannot be read ({type(error).__name__})",
             where=str(path),

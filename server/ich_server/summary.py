@@ -295,6 +295,11 @@ def total(numbers: Iterable[int | None]) -> str:
     return f"≥ {text}" if None in found else text
 
 
+def needs_four(found: Summary) -> str:
+    """Why there is no prediction interval: only hospitals with an interval of their own count."""
+    return f"needs 4 hospitals, has {found.k}"
+
+
 def many(count: int, noun: str) -> str:
     """`1 hospital`, `8,178 patients`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

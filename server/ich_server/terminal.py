@@ -22,6 +22,7 @@ from ich_server.summary import (
     interval,
     main_arm,
     metric,
+    needs_four,
     number,
     pooled,
     spread,
@@ -33,7 +34,6 @@ MOST_ROWS: Final = 15
 """Hospitals up to which each has a line; beyond that they are described together."""
 
 _SUMMARISED: Final = ("auroc", "calibration_slope", "brier")
-_NEEDS_FOUR: Final = "needs 4 hospitals"
 
 
 def summary_table(results: Results) -> Group:
@@ -123,7 +123,7 @@ def _random_effects(arm: Arm, name: str) -> tuple[str, str]:
     if found is None:
         return number(name, None), ""
     prediction = interval(name, found.prediction_low, found.prediction_high)
-    return estimate(name, found.estimate, found.low, found.high), f"({prediction})" if prediction else _NEEDS_FOUR
+    return estimate(name, found.estimate, found.low, found.high), f"({prediction})" if prediction else needs_four(found)
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------

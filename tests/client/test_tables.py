@@ -266,10 +266,9 @@ def test_a_file_that_several_mappings_use_is_read_once(hospitals: Loader, monkey
         return real(path)
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
-    assert [one.name for one in hospitals(more={"a.yaml": MAPPING.replace("north\n", "east\n", 1)})] == [
-        "east",
-        "north",
-    ]
+    mapping = MAPPING.replace("  patient: MRN", "  patient: MRN\n  split_by: IVH\n  min_patients: 2")
+    other = mapping.replace("hospital: north", "hospital: east").replace("split_by: IVH", "split_by: MRS")
+    assert refused(hospitals, TABLE, mapping, more={"a.yaml": other}), "five patients are no two hospitals"
     assert [path.name for path in reads].count("north.csv") == 1
 
 
@@ -562,7 +561,20 @@ REFUSALS: dict[str, tuple[str | bytes | None, str, list[str]]] = {
     "no number": (
         TABLE.replace("71", "1_000").replace(",80,", ",nan,"),
         MAPPING,
-        ["north.csv: line 2 (and 1 more): age '1_000' is not a number\n    correct it, or add it to missing: [1_000]"],
+        [
+            "north.csv: line 2: age '1_000' is not a number (1 row)\n"
+            "    correct it, or say what it stands for: codes: {'1_000': NUMBER}; if nothing is known, missing: [1_000]",
+            "north.csv: line 4: age 'nan' is not a number (1 row)\n"
+            "    correct it, or say what it stands for: codes: {'nan': NUMBER}; if nothing is known, missing: [nan]",
+        ],
+    ),
+    "a number with its unit": (
+        TABLE.replace("71", "71 years").replace(",80,", ",80 y,"),
+        MAPPING,
+        [
+            "north.csv: line 2 (and 1 more): age '71 years' is not a number\n"
+            "    the cell holds more than the number: leave the unit out of it, and name it in the mapping (unit)"
+        ],
     ),
     "a decimal comma": (
         TABLE.replace("64.5", '"64,5"'),
@@ -658,7 +670,8 @@ def test_a_workbook_counts_rows_as_excel_does(hospitals: Loader, tmp_path: Path)
     book.active.delete_rows(1)
     book.save(tmp_path / "north.xlsx")
     assert refused(hospitals, mapping=MAPPING.replace("north.csv", "north.xlsx")) == [
-        "north.xlsx: row 3: age 'old' is not a number\n    correct it, or add it to missing: [old]"
+        "north.xlsx: row 3: age 'old' is not a number (1 row)\n"
+        "    correct it, or say what it stands for: codes: {'old': NUMBER}; if nothing is known, missing: [old]"
     ]
 
 
@@ -671,14 +684,81 @@ def test_many_unknown_codes_are_named_five_at_most(hospitals: Loader) -> None:
     rows = "".join(f"b{i},60,10,code{i},{i % 7}\n" for i in range(8))
     messages = refused(hospitals, "MRN,AGE_Y,GCS,IVH,MRS\n" + rows)
     assert len(messages) == 6
-    assert messages[-1] == "north.csv: ivh has 3 more unknown codes\n    is this the right column?"
+    assert messages[-1] == "north.csv: ivh has 3 more such values\n    is this the right column?"
 
 
 def test_two_hospitals_with_one_name(hospitals: Loader) -> None:
-    assert refused(hospitals, more={"other.yaml": MAPPING}) == [
+    table = TABLE.replace("\na", "\nb")
+    more = {"other.yaml": MAPPING.replace("north.csv", "other.csv"), "other.csv": table}
+    assert refused(hospitals, more=more) == [
         "other.yaml:1:11: hospital: hospital 'north' is also at hospital.yaml:1:11: hospital\n"
         "    give every hospital a name of its own"
     ]
+
+
+def test_one_table_cannot_be_two_hospitals(hospitals: Loader) -> None:
+    """Whoever is held out would be in the other one's training: as a copied mapping, and as a copied file."""
+    same = refused(hospitals, more={"other.yaml": MAPPING.replace("hospital: north", "hospital: west")})
+    assert same[0].startswith("other.yaml:3:9: table.file: the same table is hospital 'north' already")
+    mapping = MAPPING.replace("hospital: north", "hospital: west").replace("north.csv", "west.csv")
+    copied = refused(hospitals, more={"west.yaml": mapping, "west.csv": TABLE.replace("a5,90", "c5,91")})
+    assert copied == [
+        "hospitals 'north' and 'west' have 4 patients with the same number and data\n"
+        "    one table was taken for two hospitals: nobody would be held out of the other's training"
+    ]
+    other = TABLE.replace("a1,71", "a1,72").replace("a2,64.5", "a2,60").replace("a3,80", "a3,81")
+    assert len(hospitals(more={"west.yaml": mapping, "west.csv": other})) == 2
+
+
+def test_a_formula_without_a_stored_value_is_not_missing(hospitals: Loader, tmp_path: Path) -> None:
+    """openpyxl, and many an export, writes formulas without their values; only a spreadsheet program computes them."""
+    book = openpyxl.Workbook()
+    for line in TABLE.splitlines():
+        book.active.append(line.split(","))
+    book.active["E3"] = "=3+1"
+    book.active["B4"] = "=70+10"
+    book.save(tmp_path / "north.xlsx")
+    found = refused(hospitals, mapping=MAPPING.replace("north.csv", "north.xlsx"))
+    assert [message.splitlines()[0] for message in found] == [
+        "north.xlsx: row 4: age '=70+10' is not a number",
+        "north.xlsx: row 3: mrs '=3+1' is not a number",
+    ]
+    assert "open it in Excel or LibreOffice and save it" in found[0]
+
+
+def test_a_sheet_whose_name_ends_in_a_space_can_be_named(hospitals: Loader, tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    book.active.title = "Register "
+    for line in TABLE.splitlines():
+        book.active.append(line.split(","))
+    book.save(tmp_path / "north.xlsx")
+    (north,) = hospitals(mapping=MAPPING.replace("north.csv", "north.xlsx\n  sheet: Register"))
+    assert len(north.patients) == 5
+
+
+@pytest.mark.parametrize(
+    ("later", "hours"),
+    [
+        ("2023-01-03T16:28:00Z", 3 + 7 / 60),
+        ("2023-01-03T18:28:00+02:00", 3 + 7 / 60),
+        ("2023-01-03T16:28:00+02:00", 1 + 7 / 60),
+        ("2023-01-03T16:28:00", None),
+    ],
+)
+def test_time_zones_count(hospitals: Loader, later: str, hours: float | None) -> None:
+    """15:21 two hours east of Greenwich is 13:21 there."""
+    study = STUDY.replace("{type: integer, unit: days, range: [0, 400]", "{type: number, unit: hours, range: [0, 400]")
+    study = study.replace("[age, gcs, ivh]", "[age, stay]")
+    table = TABLE.replace("MRS\n", "MRS,ONSET,CT\n")
+    for number in (1, 4, 6, 0, 5):
+        table = table.replace(f",{number}\n", f",{number},2023-01-03T15:21:00+02:00,{later}\n")
+    mapping = MAPPING + "    stay: {date: CT, since: ONSET}\n"
+    if hours is None:
+        (message,) = refused(hospitals, table, mapping, study)
+        assert "one has a time zone and one has none" in message
+        return
+    (north,) = hospitals(table, mapping, study)
+    assert north.patients.table[:, 1] == pytest.approx(hours)
 
 
 def test_everything_wrong_in_all_mappings_and_tables_is_said_at_once(hospitals: Loader) -> None:

@@ -1,6 +1,7 @@
 """The round engine through the real ClientApp: exact arithmetic, quarantine, quorum, resume, held-out hospitals."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -474,6 +475,14 @@ def test_a_broken_file_is_said_in_words(name: str, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(RunError, match=rf"{name}: the file cannot be read"):
         small.study(settings, members, tmp_path, resume=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_not_called_broken(tmp_path: Path) -> None:
+    small.study(small.federation(), small.hospitals(), tmp_path)
+    (tmp_path / "server" / "study.safetensors").chmod(0)
+    with pytest.raises(PermissionError):
+        small.study(small.federation(), small.hospitals(), tmp_path, resume=True)
 
 
 # --- choices ----------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from ich_server.summary import (
     many,
     metric,
     natural,
+    needs_four,
     number,
     pooled,
     same_patient_groups,
@@ -189,7 +190,7 @@ def _summary_card(arm: Arm, found: Pooled) -> Card:
         number("auroc", summary.estimate),
         (
             f"95 % CI {interval('auroc', summary.low, summary.high)}",
-            f"Prediction interval{f' {prediction}' if prediction else ': needs 4 hospitals'}",
+            f"Prediction interval{f' {prediction}' if prediction else f': {needs_four(summary)}'}",
         ),
         f"Over {_of(summary.k, arm)}. The prediction interval is for a hospital that did not take part.",
     )
@@ -323,7 +324,7 @@ def _across_row(arm: Arm, name: str) -> Row:
     if summary is not None:
         cells = (
             Cell(number(name, summary.estimate), interval(name, summary.low, summary.high)),
-            Cell(interval(name, summary.prediction_low, summary.prediction_high) or "needs 4 hospitals"),
+            Cell(interval(name, summary.prediction_low, summary.prediction_high) or needs_four(summary)),
             Cell(NOTHING if summary.tau is None else f"{summary.tau:.3f}"),
             Cell(NOTHING if summary.i2 is None else f"{100 * summary.i2:.0f} %"),
         )

@@ -25,6 +25,7 @@ from ich_server.summary import (
     interval,
     many,
     natural,
+    needs_four,
     number,
     spread,
     values,
@@ -169,7 +170,7 @@ def _forest_summary(axes: Axes, y: float, pooled: Pooled) -> None:
     if low is not None and high is not None:
         axes.plot([low, high], [y + 1] * 2, color=STRONG, linewidth=1.4, zorder=2)
         axes.plot([low, high], [y + 1] * 2, "|", color=STRONG, markersize=8, markeredgewidth=1.4, zorder=2)
-    _forest_texts(axes, y + 1, "95 % prediction interval", "", interval("auroc", low, high) or "needs 4 hospitals")
+    _forest_texts(axes, y + 1, "95 % prediction interval", "", interval("auroc", low, high) or needs_four(found))
 
 
 def _forest_axis(axes: Axes) -> None:
