@@ -117,6 +117,7 @@ class Federation:
         mapping = (self.study.parent / "hospitals" / f"{name}.yaml").read_text()
         (self.folder / name / "hospital.yaml").write_text(mapping)
         call(server, "admit", self.folder / name / f"{name}.pub", "--home", self.home)
+        call(client, "approve", "--home", self.folder / name, "--yes")
 
     def start(self, log: str, *arguments: object, **environment: str) -> subprocess.Popen[bytes]:
         """A program in the background, what it says in FOLDER/LOG.log."""

@@ -81,7 +81,10 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "hospitals").mkdir()
     (folder / "federation.yaml").write_text(FEDERATION)
     west = EAST.splitlines(keepends=True)
-    for name, k, table in (("east", 15, EAST), ("west", 3, "".join([*west, *(f"9{row}" for row in west[1:])]))):
+    for name, k, table in (
+        ("east", 15, EAST),
+        ("west", 3, west[0] + "".join(f"{ward}{row}" for ward in "89" for row in west[1:])),
+    ):
         (folder / "hospitals" / f"{name}.yaml").write_text(MAPPING.format(name=name, k=k))
         (folder / f"{name}.csv").write_text(table)
     return folder

@@ -6,10 +6,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, TypeVar
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from ich_client import egress, tasks, work
+from ich_client.guard import Guard
 from ich_client.hospital import HospitalConfig
 from ich_client.site import Site
 from ich_client.tables import load_hospitals
@@ -37,37 +39,40 @@ from ich_strategies.plan import Plan
 
 log = logging.getLogger(__name__)
 
+OPEN: Final = Guard()
+"""Everything is permitted: a simulation, or Flower's own tools."""
+
 T = TypeVar("T", bound=Task)
 
 SiteOf = Callable[[Context, int], Site]
 """From Flower's context and the study's seed to the hospital at work; raises an IchError if it cannot be had."""
 
 
-def build_app(site_of: SiteOf) -> ClientApp:
-    """A ClientApp that answers for the sites that `site_of` gives."""
+def build_app(site_of: SiteOf, guard: Guard = OPEN) -> ClientApp:
+    """A ClientApp that answers for the sites that `site_of` gives, as far as the `guard` lets it."""
     app = ClientApp()
 
     @app.query()
     def statistics(message: Message, context: Context) -> Message:
         return _answer(
-            message, context, site_of, StatisticsTask, lambda site, task, _: (work.statistics(site, task), {})
+            message, context, site_of, guard, StatisticsTask, lambda site, task, _: (work.statistics(site, task), {})
         )
 
     @app.query("model")
     def model(message: Message, context: Context) -> Message:
-        return _answer(message, context, site_of, ModelTask, work.keep)
+        return _answer(message, context, site_of, guard, ModelTask, work.keep)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        return _answer(message, context, site_of, TrainTask, work.train)
+        return _answer(message, context, site_of, guard, TrainTask, work.train)
 
     @app.evaluate("threshold")
     def thresholds(message: Message, context: Context) -> Message:
-        return _answer(message, context, site_of, ThresholdTask, work.thresholds)
+        return _answer(message, context, site_of, guard, ThresholdTask, work.thresholds)
 
     @app.evaluate("test")
     def evaluate(message: Message, context: Context) -> Message:
-        return _answer(message, context, site_of, EvaluateTask, work.evaluate)
+        return _answer(message, context, site_of, guard, EvaluateTask, work.evaluate)
 
     return app
 
@@ -76,20 +81,23 @@ def _answer(
     message: Message,
     context: Context,
     site_of: SiteOf,
+    guard: Guard,
     kind: type[T],
     handler: Callable[[Site, T, Rows], tuple[Strict, Rows]],
 ) -> Message:
-    return Message(_reply(message.content, context, site_of, kind, handler), reply_to=message)
+    return Message(_reply(message.content, context, site_of, guard, kind, handler), reply_to=message)
 
 
 def _reply(
     record: RecordDict,
     context: Context,
     site_of: SiteOf,
+    guard: Guard,
     kind: type[T],
     handler: Callable[[Site, T, Rows], tuple[Strict, Rows]],
 ) -> RecordDict:
     """The handler's reply, or a code; whatever went wrong is told in the local log alone."""
+    task: T | None = None
     try:
         task, rows = from_record(record, kind)
         if (task.protocol, task.package) != (PROTOCOL, PACKAGE):
@@ -101,23 +109,36 @@ def _reply(
         site = site_of(context, task.seed)
         if task.federation != site.plan.hash:
             raise RefusedError(Code.FEDERATION, "the server's federation file is not the one that this hospital holds")
+        guard.permit(site, task)
         tasks.check(site.plan, site.hospital.name, task, rows)
-        return to_record(*egress.release(site, task, *handler(site, task, rows)))
-    except RefusedError as refusal:
-        log.error("refused (code %s): %s", refusal.code, refusal)
-        return to_record(Refusal(code=refusal.code))
-    except MalformedError as error:
-        log.error("refused (code %s): %s", Code.MALFORMED, error)
-        return to_record(Refusal(code=Code.MALFORMED))
-    except IchError as error:
-        log.error("refused (code %s): %s", Code.DATA, error)
-        return to_record(Refusal(code=Code.DATA))
-    except (MemoryError, OSError) as error:
-        log.exception("refused (code %s): %s", Code.RESOURCES, error)
-        return to_record(Refusal(code=Code.RESOURCES))
-    except Exception:
-        log.exception("refused (code %s)", Code.INTERNAL)
-        return to_record(Refusal(code=Code.INTERNAL))
+        reply, blocks = egress.release(site, task, *handler(site, task, rows))
+        guard.record(task, reply, blocks)
+        return to_record(reply, blocks)
+    except Exception as error:
+        code = _code(error)
+        expected = isinstance(error, RefusedError | MalformedError | IchError)
+        log.error("refused (code %s): %s", code, error, exc_info=None if expected else error)
+    refusal = Refusal(code=code)
+    try:
+        guard.record(task, refusal, {})
+    except (OSError, IchError) as error:
+        log.error("the audit log cannot be written: %s", error)
+    return to_record(refusal)
+
+
+def _code(error: Exception) -> Code:
+    """What crosses to the server in place of an exception."""
+    match error:
+        case RefusedError():
+            return error.code
+        case MalformedError():
+            return Code.MALFORMED
+        case IchError():
+            return Code.DATA
+        case MemoryError() | OSError() | torch.OutOfMemoryError():
+            return Code.RESOURCES
+        case _:
+            return Code.INTERNAL
 
 
 # --- the app as Flower's own tools run it -----------------------------------------------------------------------------

@@ -14,15 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from ich_client import check as checks
-from ich_client import commands_join
+from ich_client import commands_join, commands_records
+from ich_client import home as homes
 from ich_client.check import Asked, FoldHere, Found, Predictor
 from ich_client.hospital import HospitalConfig
 from ich_models import console
+from ich_models.errors import ConfigurationError
 
 app = console.application(
-    "A hospital's side of a federated study. Nothing that these commands read leaves this machine.\n\n"
-    "Example: ich-client check federation.yaml hospital.yaml --data /data/registry"
+    "A hospital's side of a federated study. Only `join` speaks with anybody, and only the federation's server.\n\n"
+    "Example: ich-client init north-kit.zip"
 )
+commands_join.register(app)
+commands_records.register(app)
 
 MOST_IN_FULL: Final = 8
 """Hospitals up to which each is shown in full; beyond that each has one line."""
@@ -30,8 +34,12 @@ MOST_IN_FULL: Final = 8
 
 @app.command(epilog="Example: ich-client check federation.yaml hospital.yaml --data /data/registry")
 def check(
-    federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml", help="the study")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="folder that the hospitals' relative paths start from")],
+    federation: Annotated[
+        Path | None, typer.Argument(metavar="[FEDERATION.yaml]", help="the study; by default that of --home")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="folder that the hospitals' relative paths start from")
+    ] = None,
     mappings: Annotated[
         list[Path] | None,
         typer.Argument(metavar="[HOSPITAL.yaml]...", help="where a table is, and what its columns mean"),
@@ -43,12 +51,21 @@ def check(
     as_json: Annotated[
         bool, typer.Option("--json", help="everything as JSON on the standard output, for local eyes only")
     ] = False,
+    folder: Annotated[Path, typer.Option("--home", metavar="DIR", help="the hospital's folder")] = Path(),
 ) -> None:
     """Check a study's FEDERATION.yaml, one or more HOSPITAL.yaml and their tables, before any contact.
+
+    Without arguments: the study and the hospital.yaml of the hospital's folder (ich-client init made it).
 
     Prints every problem at once, or else each hospital's patients as the study sees them and what will be sent. The
     counts are shown in full: they are for the hospital itself.
     """
+    if federation is None:
+        opened = homes.open_home(folder)
+        homes.load_mapping(opened)
+        federation, mappings, data = opened.federation.path, [opened.hospital], data or folder
+    if data is None:
+        raise ConfigurationError("--data is missing", hint="name the folder that the hospitals' paths start from")
     study, loaded = checks.read(federation, mappings or (), hospitals, data)
     found = checks.examine(study, loaded)
     asked = checks.asked(study)
@@ -204,9 +221,6 @@ def hospital_schema() -> dict[str, Any]:
     """JSON Schema of `hospital.yaml`, its short forms included."""
     found = HospitalConfig.model_json_schema(by_alias=True, schema_generator=_AsWritten)
     return {"$schema": GenerateJsonSchema.schema_dialect, **found}
-
-
-commands_join.register(app)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from flwr.app import Context
 from rich.console import Console
 
 from ich_client import home as homes
+from ich_client import policy
 from ich_client.app import SiteOf, build_app
 from ich_client.flower import Done, Server, stay_joined
 from ich_client.home import Home
@@ -73,6 +74,10 @@ def join(
     _log_to_terminal()
     opened = homes.open_home(folder)
     key = homes.load_key(opened)
+    limits = homes.load_mapping(opened).value.limits
+    if limits.approval == "required" and not policy.approved(opened.audit / "approvals.jsonl", opened.facts.federation):
+        hint = "read and approve it: ich-client approve"
+        raise ConfigurationError(f"study '{opened.facts.study}' is not approved with this version", hint=hint)
     hospital = load_hospital(opened, data or folder)
     extra = "" if ca is None else ca.read_text()
     server = Server(opened.facts.address, opened.authority + extra, opened.facts.bundle)
@@ -81,7 +86,7 @@ def join(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     _say("hospital", f"{hospital.name}: {len(hospital.patients):,} patients")
-    stay_joined(server, key, build_app(site_of(opened, hospital)), {}, stop, _task_done)
+    stay_joined(server, key, build_app(site_of(opened, hospital), policy.guard(opened.audit)), {}, stop, _task_done)
     _say("left", "the server was told")
 
 

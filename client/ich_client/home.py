@@ -72,8 +72,8 @@ class Home:
 
     @property
     def audit(self) -> Path:
-        """The log of everything that left."""
-        return self.folder / "audit" / "log.jsonl"
+        """The log of everything that left, and of what was approved."""
+        return self.folder / "audit"
 
 
 class _Facts(Strict):

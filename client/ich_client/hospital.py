@@ -218,12 +218,26 @@ class TableFile(Strict):
         return self
 
 
+_HOUR = "([01][0-9]|2[0-3]):[0-5][0-9]"
+
+
 class Limits(Strict):
     """What the hospital allows; it may tighten what the federation asks for."""
 
     small_cells: Annotated[int, Field(ge=0)] = 10
     """Counts below this do not leave the hospital, nor figures that tell them; the study may ask for more."""
     threads: PositiveInt = 1
+    """Processor cores for training."""
+    hours: Annotated[str, Field(pattern=rf"^{_HOUR}-{_HOUR}$")] | None = None
+    """When this hospital trains, in local time, as in '19:00-06:00'; always, if it is left out."""
+    studies: list[Name] | None = None
+    """Names of the studies that it takes part in; every one that is approved, if it is left out."""
+    approval: Literal["required", "all"] = "required"
+    """`required`: a study must be approved by people (ich-client approve); `all`: every study of the kit's server is."""
+    send_metrics: bool = True
+    """Whether figures of an evaluation may leave."""
+    answers: Annotated[int, Field(ge=1, le=1000)] = 5
+    """How often the same is answered: a round after a resume; an evaluation. More would let a server probe."""
 
 
 class HospitalConfig(Strict):

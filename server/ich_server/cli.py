@@ -27,6 +27,7 @@ from ich_strategies.plan import Plan
 Kind = Literal["federation", "results"]
 
 app = console.application("The coordinator's side of a federated study.\n\nExample: ich-server check federation.yaml")
+commands_run.register(app)
 
 
 @app.command(epilog="Example: ich-server check federation.yaml")
@@ -205,9 +206,6 @@ class _AsWritten(GenerateJsonSchema):
 def federation_schema() -> dict[str, Any]:
     """JSON Schema of `federation.yaml`, its short forms included."""
     return Federation.model_json_schema(by_alias=True, schema_generator=_AsWritten)
-
-
-commands_run.register(app)
 
 
 def main() -> None:

@@ -37,8 +37,8 @@ def register(app: typer.Typer) -> None:
         (revoke, "ich-server revoke north"),
         (run, "ich-server run --resume"),
         (show_status, "ich-server status --watch"),
-        (pause, "ich-server pause"),
-        (stop, "ich-server stop"),
+        (pause, "ich-server pause --home /srv/study"),
+        (stop, "ich-server stop --home /srv/study"),
     ):
         app.command("status" if command is show_status else None, epilog=f"Example: {example}")(command)
 

@@ -64,6 +64,8 @@ class Code(StrEnum):
 
     PROTOCOL = "PROTOCOL"  # another protocol or package version
     FEDERATION = "FEDERATION"  # the configuration is not the one that this hospital holds
+    APPROVAL = "APPROVAL"  # people at the hospital have not approved this study with this version
+    POLICY = "POLICY"  # the hospital's own limits: hours, studies, metrics, how often the same may be asked
     HELD_OUT = "HELD_OUT"  # asked to learn for a fold that holds this hospital out
     MALFORMED = "MALFORMED"  # a message outside the schema
     DATA = "DATA"  # the hospital's data cannot be used

@@ -1,0 +1,91 @@
+"""What the hospital has agreed to: approvals by hash, hours, studies, and how often the same may be asked."""
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from ich_client import audit
+from ich_client.guard import Guard
+from ich_client.hospital import Limits
+from ich_client.site import Site
+from ich_client.tasks import RefusedError
+from ich_models import hash_chain
+from ich_models.errors import Code
+from ich_models.protocol import PACKAGE, PROTOCOL, EvaluateTask, Rows, Task, ThresholdTask, TrainTask
+from ich_models.strict import Strict
+
+COUNTED: Final = (TrainTask, ThresholdTask, EvaluateTask)
+"""Tasks whose answer depends on what the server sends with them: asked again and again, they would be a probe."""
+
+
+# --- approvals --------------------------------------------------------------------------------------------------------
+
+
+def approve(path: Path, federation: str, limits: Limits) -> None:
+    """Record that people have read and agreed to this study with this version. `path`: the log of approvals."""
+    agreed = {"federation": federation, "package": PACKAGE, "protocol": PROTOCOL, "limits": limits.model_dump()}
+    hash_chain.append(path, {"event": "approve", **agreed})
+
+
+def withdraw(path: Path, federation: str) -> None:
+    """Take it back."""
+    hash_chain.append(path, {"event": "withdraw", "federation": federation})
+
+
+def approved(path: Path, federation: str) -> bool:
+    """Whether the last word on this study is an approval, of this version. Raises DataError if the log was changed."""
+    last: Mapping[str, Any] = {}
+    for entry in hash_chain.read(path):
+        if entry.content.get("federation") == federation:
+            last = entry.content
+    return (last.get("event"), last.get("package"), last.get("protocol")) == ("approve", PACKAGE, PROTOCOL)
+
+
+# --- the guard --------------------------------------------------------------------------------------------------------
+
+
+def guard(folder: Path) -> Guard:
+    """What stands between the server and a hospital at work: `folder` holds the audit log and the approvals."""
+    log, approvals = folder / "log.jsonl", folder / "approvals.jsonl"
+    answered: Counter[tuple[Any, ...]] = Counter()
+    for entry in audit.entries(log):
+        answered.update(_questions(entry.content))
+
+    def permit(site: Site, task: Task) -> None:
+        limits = site.hospital.limits
+        if limits.approval == "required" and not approved(approvals, task.federation):
+            hint = "ich-client approve shows it and asks"
+            raise RefusedError(Code.APPROVAL, f"this study is not approved with version {PACKAGE}: {hint}")
+        if limits.studies is not None and site.plan.federation.name not in limits.studies:
+            raise RefusedError(Code.POLICY, f"limits.studies does not name '{site.plan.federation.name}'")
+        here = datetime.now().astimezone()
+        if isinstance(task, TrainTask) and limits.hours is not None and not _within(limits.hours, here):
+            raise RefusedError(Code.POLICY, f"asked to train outside limits.hours ({limits.hours})")
+        if isinstance(task, EvaluateTask) and not limits.send_metrics:
+            raise RefusedError(Code.POLICY, "asked for metrics, and limits.send_metrics is false")
+        asked = _questions({"task": type(task).__name__, **task.model_dump(mode="json")})
+        if max((answered[one] for one in asked), default=0) >= limits.answers:
+            raise RefusedError(Code.POLICY, f"this was answered {limits.answers} times already (limits.answers)")
+
+    def record(task: Task | None, reply: Strict, rows: Rows) -> None:
+        entry = audit.record(log, task, reply, rows)
+        answered.update(_questions(entry.content))
+
+    return Guard(permit, record)
+
+
+def _questions(content: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """What a task asks, per fold; nothing where its answer does not depend on what it brings, or was a code."""
+    if content.get("task") not in {kind.__name__ for kind in COUNTED} or content.get("reply") == "Refusal":
+        return []
+    about = (content["federation"], content["seed"], content["task"], content.get("round"))
+    return [(*about, fold) for fold in content["folds"]]
+
+
+def _within(hours: str, moment: datetime) -> bool:
+    """Whether a local time lies in a window like 19:00-06:00, which may go over midnight."""
+    begin, end = hours.split("-")
+    now = moment.strftime("%H:%M")
+    return begin <= now < end if begin < end else now >= begin or now < end

@@ -1,0 +1,211 @@
+"""What the hospital alone decides, and the record of what left: through the real ClientApp, before anything leaves."""
+
+import json
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+from flwr.app import Message, RecordDict
+
+from ich_client import audit, policy
+from ich_client.app import build_app
+from ich_client.hospital import Limits
+from ich_client.site import Site
+from ich_deploy.grid import InProcessGrid
+from ich_models.errors import Code, DataError
+from ich_models.protocol import (
+    EVALUATE,
+    STATISTICS,
+    TRAIN,
+    EvaluateTask,
+    Question,
+    Rows,
+    StatisticsTask,
+    Task,
+    TrainReply,
+    TrainTask,
+    from_record,
+    is_refusal,
+    to_record,
+)
+from ich_strategies.plan import Plan
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site(Plan(small.federation(), 42), small.hospital("north", 80), tmp_path)
+
+
+def rows(site: Site) -> Rows:
+    """Start weights and constants of one fold."""
+    constants = site.moments(0).constants(scaled=True).reshape(1, -1).astype(np.float32)
+    return {"weights": site.plan.start.numpy(), "constants": constants}
+
+
+def limited(site: Site, **limits: Any) -> None:
+    """Give the hospital these limits."""
+    site.hospital = replace(site.hospital, limits=Limits(small_cells=0, **limits))
+
+
+def ask(site: Site, folder: Path, kind: str, task: Task, given: Rows | None = None) -> RecordDict:
+    """The reply of a client that was just started with this folder."""
+    app = build_app(lambda context, seed: site, policy.guard(folder))
+    network = InProcessGrid(app, {1: {}})
+    return next(iter(network.send_and_receive([Message(to_record(task, given), 1, kind)]))).content
+
+
+def train(site: Site, number: int = 1) -> TrainTask:
+    return TrainTask(federation=site.plan.hash, seed=42, round=number, folds=["all"], final=number == 3)
+
+
+def evaluate(site: Site) -> EvaluateTask:
+    question = Question(arm="loho", folds=["without:north"], thresholds=[0.5])
+    return EvaluateTask(federation=site.plan.hash, seed=42, folds=["without:north"], questions=[question])
+
+
+def approve(site: Site, folder: Path) -> None:
+    policy.approve(folder / "approvals.jsonl", site.plan.hash, site.hospital.limits)
+
+
+# --- approval ---------------------------------------------------------------------------------------------------------
+
+
+def test_without_an_approval_everything_is_refused(site: Site, tmp_path: Path) -> None:
+    statistics = StatisticsTask(federation=site.plan.hash, seed=42, parts=[0])
+    for kind, task, given in (
+        (STATISTICS, statistics, None),
+        (TRAIN, train(site), rows(site)),
+        (EVALUATE, evaluate(site), rows(site)),
+    ):
+        assert is_refusal(ask(site, tmp_path, kind, task, given)) is Code.APPROVAL
+    approve(site, tmp_path)
+    assert is_refusal(ask(site, tmp_path, STATISTICS, statistics)) is None
+    policy.withdraw(tmp_path / "approvals.jsonl", site.plan.hash)
+    assert is_refusal(ask(site, tmp_path, STATISTICS, statistics)) is Code.APPROVAL
+
+
+def test_an_approval_is_of_one_study_and_one_version(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    approvals = tmp_path / "approvals.jsonl"
+    approve(site, tmp_path)
+    assert policy.approved(approvals, site.plan.hash)
+    assert not policy.approved(approvals, "0" * 64)
+    monkeypatch.setattr(policy, "PACKAGE", "99.0")
+    assert not policy.approved(approvals, site.plan.hash)
+
+
+def test_a_changed_log_of_approvals_permits_nothing(site: Site, tmp_path: Path) -> None:
+    approve(site, tmp_path)
+    policy.withdraw(tmp_path / "approvals.jsonl", site.plan.hash)
+    path = tmp_path / "approvals.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(DataError, match="the log has been changed"):
+        policy.approved(path, site.plan.hash)
+    assert is_refusal(ask(site, tmp_path, TRAIN, train(site), rows(site))) is Code.DATA
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_that_is_not_named_is_refused(site: Site, tmp_path: Path) -> None:
+    approve(site, tmp_path)
+    limited(site, studies=["another"])
+    assert is_refusal(ask(site, tmp_path, TRAIN, train(site), rows(site))) is Code.POLICY
+    limited(site, studies=["another", "small"])
+    assert is_refusal(ask(site, tmp_path, TRAIN, train(site), rows(site))) is None
+
+
+def test_metrics_may_be_kept_back(site: Site, tmp_path: Path) -> None:
+    approve(site, tmp_path)
+    limited(site, send_metrics=False)
+    assert is_refusal(ask(site, tmp_path, EVALUATE, evaluate(site), rows(site))) is Code.POLICY
+    assert is_refusal(ask(site, tmp_path, TRAIN, train(site), rows(site))) is None
+
+
+@pytest.mark.parametrize(
+    ("hours", "clock", "inside"),
+    [
+        ("19:00-06:00", "18:59", False),
+        ("19:00-06:00", "19:00", True),
+        ("19:00-06:00", "00:00", True),
+        ("19:00-06:00", "05:59", True),
+        ("19:00-06:00", "06:00", False),
+        ("08:00-17:30", "08:00", True),
+        ("08:00-17:30", "17:30", False),
+        ("08:00-17:30", "07:59", False),
+        ("00:00-23:59", "12:00", True),
+    ],
+)
+def test_hours_may_go_over_midnight(hours: str, clock: str, inside: bool) -> None:
+    assert policy._within(hours, datetime.fromisoformat(f"2027-03-01T{clock}:30")) is inside
+
+
+def test_outside_the_hours_nothing_is_trained(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    approve(site, tmp_path)
+    limited(site, hours="19:00-06:00")
+    monkeypatch.setattr(policy, "_within", lambda hours, moment: False)
+    assert is_refusal(ask(site, tmp_path, TRAIN, train(site), rows(site))) is Code.POLICY
+    assert is_refusal(ask(site, tmp_path, EVALUATE, evaluate(site), rows(site))) is None
+
+
+def test_the_same_is_answered_so_often_and_no_more_also_after_a_restart(site: Site, tmp_path: Path) -> None:
+    """A server that sends other weights or thresholds each time would learn more from each answer."""
+    approve(site, tmp_path)
+    limited(site, answers=2)
+    for expected in (None, None, Code.POLICY, Code.POLICY):
+        assert is_refusal(ask(site, tmp_path, EVALUATE, evaluate(site), rows(site))) is expected
+        assert is_refusal(ask(site, tmp_path, TRAIN, train(site), rows(site))) is expected
+    assert is_refusal(ask(site, tmp_path, TRAIN, train(site, 2), rows(site))) is None, "another round"
+    statistics = StatisticsTask(federation=site.plan.hash, seed=42, parts=[0])
+    for _ in range(4):
+        assert is_refusal(ask(site, tmp_path, STATISTICS, statistics)) is None, "the answer is always the same"
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_leaves_is_on_record_as_it_left(site: Site, tmp_path: Path) -> None:
+    approve(site, tmp_path)
+    reply = ask(site, tmp_path, TRAIN, train(site), rows(site))
+    said, blocks = from_record(reply, TrainReply)
+    (entry,) = audit.entries(tmp_path / "log.jsonl")
+    assert (entry.content["task"], entry.content["round"], entry.content["folds"]) == ("TrainTask", 1, ["all"])
+    assert entry.content["reply"] == "TrainReply"
+    assert entry.content["message"] == json.loads(said.model_dump_json())
+    block = entry.content["blocks"]["weights"]
+    assert (block["dtype"], block["shape"], block["bytes"]) == ("float32", [1, 4], 16)
+    assert block["norm"] == pytest.approx(float(np.linalg.norm(blocks["weights"])))
+    assert audit.size(entry.content) == 16
+
+
+def test_a_refusal_is_on_record_too(site: Site, tmp_path: Path) -> None:
+    ask(site, tmp_path, TRAIN, train(site), rows(site))
+    (entry,) = audit.entries(tmp_path / "log.jsonl")
+    assert (entry.content["reply"], entry.content["message"]) == ("Refusal", {"code": "APPROVAL"})
+
+
+def test_what_cannot_be_recorded_does_not_leave(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    approve(site, tmp_path)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(audit, "record", full)
+    reply = ask(site, tmp_path, TRAIN, train(site), rows(site))
+    assert is_refusal(reply) is Code.RESOURCES
+    assert "weights" not in str(reply)
+
+
+def test_a_log_that_was_cut_stops_everything(site: Site, tmp_path: Path) -> None:
+    approve(site, tmp_path)
+    ask(site, tmp_path, TRAIN, train(site), rows(site))
+    ask(site, tmp_path, TRAIN, train(site, 2), rows(site))
+    log = tmp_path / "log.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    with pytest.raises(DataError, match="the log has been changed"):
+        policy.guard(tmp_path)
