@@ -151,6 +151,8 @@ class Door:
         """Whether this signature was here before; a client signs every attempt anew, with the time of that moment."""
         headers = dict(scope["headers"])
         mark = (headers.get(b"flwr-public-key", b""), headers.get(b"flwr-timestamp", b""))
+        if not all(mark):
+            return False  # unsigned: Flower refuses it
         now = time.monotonic()
         with self._lock:
             while self._seen and next(iter(self._seen.values())) < now - REPLAY_WINDOW:
@@ -315,7 +317,11 @@ class Link:
             key = public_key_to_bytes(cast(Any, load_ssh_public_key(text)))
             node = self._state.get_node_id_by_public_key(key)
             if node is None:
-                node = self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
+                try:
+                    node = self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 0)
+                except ValueError:  # Flower never lets a deleted key in again either
+                    log.error("the key of %s was revoked: it must make a new one", name)
+                    continue
             names[node] = name
         known = {info.node_id for info in self._state.get_node_info(statuses=["registered", "online", "offline"])}
         for node in known - set(names):

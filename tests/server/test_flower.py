@@ -1,0 +1,359 @@
+"""The server's port and link as strangers, revoked and admitted hospitals meet them: a real server over TLS on loopback."""
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import small
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.app import Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
+from flwr.proto.node_pb2 import Node
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from ich_client import flower as client
+from ich_models.errors import ConfigurationError, RunError
+from ich_models.protocol import STATISTICS
+from ich_server import flower as server
+from ich_server import pki
+from ich_server.flower import Link, open_link
+from ich_server.members import meet
+from ich_strategies.plan import Plan
+
+Key = ec.EllipticCurvePrivateKey
+
+
+def openssh(key: Key) -> bytes:
+    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+
+
+@dataclass
+class Place:
+    """An open server: its link, its address, its CA, and the keys that it admits."""
+
+    link: Link
+    address: str
+    authority: str
+    keys: dict[str, Key]
+
+    def server(self, **changes: str) -> client.Server:
+        facts = {"address": self.address, "authorities": self.authority, "bundle": server.bundle()[1], **changes}
+        return client.Server(**facts)
+
+    def url(self, path: str) -> str:
+        return f"https://{self.address}{path}"
+
+    def context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=self.authority)
+        return context
+
+    def fleet(self, key: Key) -> FleetHttpClient:
+        """Flower's own client with this key."""
+        signed = [NodeAuthHttpInterceptor(key, key.public_key())]
+        return FleetHttpClient(f"https://{self.address}", interceptors=signed, verify=self.context())
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A server that admits east, north and south."""
+    folder = tmp_path_factory.mktemp("server")
+    certificate, key = pki.server_certificate(folder / "pki", "127.0.0.1", "study")
+    keys = {name: ec.generate_private_key(ec.SECP384R1()) for name in ("east", "north", "south")}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def admitted() -> dict[str, bytes]:
+        return {name: openssh(key) for name, key in keys.items()}
+
+    with open_link(folder / "state", ("127.0.0.1", port), certificate, key, admitted) as link:
+        yield Place(link, f"127.0.0.1:{port}", (folder / "pki" / "ca.pem").read_text(), keys)
+
+
+@pytest.fixture
+def place(opened: Place) -> Iterator[Place]:
+    """The same, with the keys as they were after the test."""
+    keys = dict(opened.keys)
+    yield opened
+    opened.keys.clear()
+    opened.keys.update(keys)
+    opened.link.refresh()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal that may pass is waited for so long."""
+    monkeypatch.setattr(client, "REFUSED_FOR", 1.0)
+
+
+NOTHING = ClientApp()
+
+
+def join(place: Place, key: Key, stop: threading.Event | None = None, **changes: str) -> None:
+    client.stay_joined(place.server(**changes), key, NOTHING, {}, stop or threading.Event())
+
+
+class Joined:
+    """A client in a thread, and what ended it."""
+
+    def __init__(self, place: Place, name: str, app: ClientApp = NOTHING, **config: int) -> None:
+        self.stop = threading.Event()
+        self.failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(place, place.keys[name], app, config))
+        self._thread.start()
+        end = time.monotonic() + 20
+        while not place.link.seen()[name].online and self.failure is None:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    def _run(self, place: Place, key: Key, app: ClientApp, config: dict[str, int]) -> None:
+        try:
+            client.stay_joined(place.server(), key, app, dict(config), self.stop)
+        except RunError as error:
+            self.failure = error
+
+    def end(self) -> Exception | None:
+        self.stop.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        return self.failure
+
+
+# --- who is let in ----------------------------------------------------------------------------------------------------
+
+
+def test_an_admitted_hospital_is_seen_by_its_name_and_leaves_politely(place: Place) -> None:
+    joined = Joined(place, "north")
+    assert [name for name, seen in place.link.seen().items() if seen.online] == ["north"]
+    assert [place.link.names[node] for node in place.link.grid.get_node_ids()] == ["north"]
+    assert joined.end() is None
+    assert not any(seen.online for seen in place.link.seen().values())
+
+
+def test_an_unknown_key_is_refused(place: Place) -> None:
+    with pytest.raises(RunError, match="the server does not admit this hospital's key"):
+        join(place, ec.generate_private_key(ec.SECP384R1()))
+
+
+def test_a_hospital_that_is_admitted_while_the_server_runs_is_let_in(place: Place) -> None:
+    place.keys["west"] = ec.generate_private_key(ec.SECP384R1())
+    place.link.refresh()
+    joined = Joined(place, "west")
+    assert joined.end() is None
+
+
+def test_a_key_that_is_revoked_is_out_at_once(place: Place) -> None:
+    place.keys["leaving"] = ec.generate_private_key(ec.SECP384R1())
+    place.link.refresh()
+    joined = Joined(place, "leaving")
+    revoked = place.keys.pop("leaving")
+    place.link.refresh()
+    end = time.monotonic() + 20
+    while joined.failure is None and time.monotonic() < end:
+        time.sleep(0.05)
+    assert "does not admit this hospital's key" in str(joined.failure)
+    joined.end()
+    assert "leaving" not in place.link.names.values()
+    place.keys["leaving"] = revoked
+    place.link.refresh()
+    assert "leaving" not in place.link.names.values(), "nor ever again"
+
+
+def test_one_key_cannot_be_connected_twice(place: Place) -> None:
+    first = Joined(place, "east")
+    with pytest.raises(RunError, match="or another ich-client is connected with the same key"):
+        join(place, place.keys["east"])
+    assert first.end() is None
+
+
+def test_a_hospital_cannot_speak_for_another_node(place: Place) -> None:
+    """East's signature under a request for north's messages."""
+    joined = Joined(place, "north")
+    (north,) = place.link.grid.get_node_ids()
+    with pytest.raises(httpx.HTTPStatusError) as caught:
+        place.fleet(place.keys["east"]).PullMessages(PullMessagesRequest(node=Node(node_id=north)))
+    assert caught.value.response.status_code == 401
+    joined.end()
+
+
+def test_a_hospital_cannot_answer_under_anothers_name(place: Place, tmp_path: Path) -> None:
+    """The key admitted as north, whose client says that it is south."""
+    plan = Plan(small.federation(evaluation={"leave_one_hospital_out": False, "test": 0.2}), 42)
+    app = small.app(small.sites(plan, small.hospitals(), tmp_path))
+    joined = Joined(place, "north", app, **{"partition-id": 2})
+    with pytest.raises(RunError) as caught:
+        meet(place.link.grid, plan, 1, place.link.names)
+    assert "north: replied under another hospital's name" in str(caught.value)
+    joined.end()
+
+
+# --- the port ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_the_ca_does_not_vouch_for_is_not_spoken_to(place: Place, tmp_path: Path) -> None:
+    other, _ = pki.authority(tmp_path, "other")
+    with pytest.raises(RunError, match="does not show a certificate of the federation's CA"):
+        join(place, place.keys["north"], authorities=other.decode())
+
+
+def test_plain_http_is_not_answered(place: Place) -> None:
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"http://{place.address}/health", timeout=5)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/docs", "/openapi.json", "/redoc", "/v1/fleet/register-node", "/v1/fleet", "/v1/fleet/../control/x"),
+        *("/v1/control/list-runs", "/v1/control/start-run", "/v1/control/register-node", "/v1/runtime/push-messages"),
+        *("/v1/runtime/acquire-task", "/v1/fleet/%2e%2e/control/start-run", "//v1/control/start-run", "/health/x"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_there_is_nothing_but_the_hospitals_part(place: Place, method: str, path: str) -> None:
+    answer = httpx.request(method, place.url(path), verify=place.context(), content=b"x" if method == "POST" else None)
+    assert answer.status_code in (404, 405)
+    assert answer.content in (b"", b'{"detail":"Not Found"}', b'{"detail":"Method Not Allowed"}')
+
+
+def test_the_health_of_the_port_says_nothing_else(place: Place) -> None:
+    answer = httpx.get(place.url("/health"), verify=place.context())
+    assert answer.status_code == 200
+    assert "flwr" not in answer.text.lower()
+    assert "server" not in answer.headers
+
+
+def test_a_body_has_a_limit(place: Place) -> None:
+    too_much = b"x" * (server.LARGEST_BODY + 1)
+    answer = httpx.post(place.url("/v1/fleet/push-object"), verify=place.context(), content=too_much)
+    assert answer.status_code == 413
+    assert httpx.get(place.url("/health"), verify=place.context()).status_code == 200
+
+
+def test_a_request_without_a_signature_is_refused(place: Place) -> None:
+    headers = {"content-type": "application/protobuf"}
+    answer = httpx.post(place.url("/v1/fleet/pull-messages"), verify=place.context(), content=b"", headers=headers)
+    assert answer.status_code in (401, 415)
+
+
+def test_a_signature_is_accepted_once(place: Place) -> None:
+    """A request that somebody has recorded, sent again: as it was, and with another content."""
+    recorded: list[httpx.Request] = []
+    place.keys["recorded"] = ec.generate_private_key(ec.SECP384R1())
+    place.link.refresh()
+    fleet = place.fleet(place.keys["recorded"])
+    fleet._client.event_hooks["request"].append(recorded.append)
+    key = public_key_to_bytes(place.keys["recorded"].public_key())
+    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
+    (first,) = recorded
+    with httpx.Client(verify=place.context()) as thief:
+        again = thief.post(str(first.url), content=first.content, headers=dict(first.headers))
+        assert again.status_code == 409
+        pull = PullMessagesRequest(node=Node(node_id=node)).SerializeToString()
+        headers = {name: value for name, value in first.headers.items() if name != "content-length"}
+        other = thief.post(place.url("/v1/fleet/pull-messages"), content=pull, headers=headers)
+        assert other.status_code == 409
+
+
+# --- nothing that a server sends is run -------------------------------------------------------------------------------
+
+
+def test_a_run_with_another_bundle_is_refused_and_the_bundle_is_not_fetched(place: Place) -> None:
+    called: list[Message] = []
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, _context: object) -> Message:
+        called.append(message)
+        return Message(RecordDict(), reply_to=message)
+
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=client.stay_joined, args=(place.server(bundle="0" * 64), place.keys["north"], app, {}, stop)
+    )
+    thread.start()
+    end = time.monotonic() + 20
+    while not (nodes := list(place.link.grid.get_node_ids())) and time.monotonic() < end:
+        time.sleep(0.05)
+    message = Message(RecordDict(), nodes[0], STATISTICS, ttl=30.0, group_id="x")
+    (reply,) = place.link.grid.send_and_receive([message], timeout=20)
+    stop.set()
+    thread.join(20)
+    assert reply.has_error()
+    assert reply.error.code == 8  # INVALID_FAB
+    assert called == []
+    assert not hasattr(client, "GetFabRequest"), "there is no way in this module to ask for a bundle"
+
+
+def test_the_bundle_is_one_text_file_and_always_the_same(tmp_path: Path) -> None:
+    import io
+    import zipfile
+
+    content, digest = server.bundle()
+    assert server.bundle() == (content, digest)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        names = archive.namelist()
+    assert not [name for name in names if name.endswith(".py")]
+    assert "pyproject.toml" in names
+
+
+def test_an_exception_of_the_app_leaves_no_text(place: Place) -> None:
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, _context: object) -> Message:
+        raise KeyError("/data/patients/Mustermann.csv")
+
+    joined = Joined(place, "north", app)
+    (node,) = place.link.grid.get_node_ids()
+    (reply,) = place.link.grid.send_and_receive(
+        [Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="x")], timeout=20
+    )
+    joined.end()
+    assert reply.has_error()
+    assert "Mustermann" not in str(reply.error)
+
+
+# --- clocks and versions ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("off", "said"), [(10, "10 s ahead of"), (-400, "400 s behind"), (0, None), (-200, None)])
+def test_a_clock_that_is_off_is_said(
+    place: Place, monkeypatch: pytest.MonkeyPatch, off: float, said: str | None
+) -> None:
+    real = time.time
+    monkeypatch.setattr(client.time, "time", lambda: real() + off)
+    if said is None:
+        client.check_server(place.server(), threading.Event())
+        return
+    with pytest.raises(RunError, match="this machine's clock is") as caught:
+        client.check_server(place.server(), threading.Event())
+    number, _, rest = said.partition(" s ")
+    assert rest in str(caught.value)
+    assert any(f"clock is {about} s" in str(caught.value) for about in range(int(number) - 1, int(number) + 2))
+
+
+@pytest.mark.parametrize("module", [client, server])
+def test_another_flower_is_refused_in_words(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both adapters use flwr's internals: that they can be imported is the contract with 1.41.0, and with no other."""
+    monkeypatch.setattr(module, "version", lambda name: "1.42.0")
+    with pytest.raises(ConfigurationError, match=r"flwr 1.42.0 is installed, and this version needs 1.41.0"):
+        module.require_version()  # type: ignore[attr-defined]
+
+
+def test_a_port_that_is_taken_is_said(place: Place, tmp_path: Path) -> None:
+    certificate, key = pki.server_certificate(tmp_path / "pki", "127.0.0.1", "study")
+    port = int(place.address.rpartition(":")[2])
+    with pytest.raises(RunError, match="cannot listen on"):
+        server._serve(NOTHING, ("127.0.0.1", port), certificate, key)  # type: ignore[arg-type]
