@@ -128,7 +128,7 @@ def layout(headers: Sequence[Header], missing: Literal["refuse", "interpolate"] 
     for place in places:
         if any(np.abs(positions[index] - positions[place[0]]).max() > IN_PLANE for index in place):
             raise Refusal(Reason.POSITIONS, "two slices at one depth are shifted against each other")
-    zones, holes = _zones(np.diff(depths))
+    zones, holes = _zones(depths)
     if holes and (missing == "refuse" or max(holes) > MOST_MISSING):
         most = f", {max(holes)} of them in one gap" if max(holes) > 1 else ""
         raise Refusal(Reason.MISSING_SLICES, f"{sum(holes)} missing between {len(places)}{most}")
@@ -154,12 +154,16 @@ def _in_line(depths: Floats, shifts: Floats) -> None:
         raise Refusal(Reason.POSITIONS, f"a slice lies {off:.1f} mm beside the line of the others")
 
 
-def _zones(gaps: Floats) -> tuple[tuple[float, ...], tuple[int, ...]]:
+def _zones(depths: Floats) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """The distances of the zones of a stack, in order, and how many slices each hole lacks.
 
     A zone is a run of at least three equal distances (or all there are). What lies between zones may be one shorter
     step, where one ends and another begins. Any longer distance is a hole: k times its neighbour's lacks k - 1 slices.
     """
+    step = float(depths[-1]) / (len(depths) - 1)
+    if np.abs(depths - np.linspace(0, depths[-1], len(depths))).max() <= _tolerance(step):
+        return (step,), ()
+    gaps = np.diff(depths)
     runs: list[list[float]] = []
     for gap in gaps.tolist():
         if runs and abs(gap - runs[-1][0]) <= _tolerance(runs[-1][0]):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
@@ -21,8 +22,24 @@ from ich_client.dicom.header import Header
 from ich_client.dicom.reasons import Reason, Refusal
 from ich_models.volume import AIR
 
-MOST_PIXELS: Final = 2**30
-"""Of one file: what its header may ask for."""
+MOST_BYTES: Final = 2**31
+"""Of one file's pixels: what its header may ask for."""
+
+_PIXEL_TAGS: Final[list[Any]] = [
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelData",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+]
 
 logging.getLogger("pydicom").setLevel(logging.ERROR)  # a decoder that fails before another succeeds is no news
 
@@ -58,8 +75,8 @@ def _decode(header: Header) -> NDArray[Any]:
     allocated, bits, high = header.bits
     if allocated not in (8, 16, 32) or not 0 < bits <= allocated or not bits - 1 <= high < allocated:
         raise Refusal(Reason.HEADER, f"BitsAllocated {allocated}, BitsStored {bits}, HighBit {high}", place)
-    if not 0 < header.rows * header.columns * ((header.frame or 0) + 1) <= MOST_PIXELS:
-        raise Refusal(Reason.TOO_LARGE, f"{header.rows} x {header.columns} pixels", place)
+    if not (header.rows and header.columns):
+        raise Refusal(Reason.HEADER, f"{header.rows} rows, {header.columns} columns", place)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -78,16 +95,23 @@ def _decode(header: Header) -> NDArray[Any]:
 
 
 def _array(header: Header) -> NDArray[Any]:
+    place = str(header.path)
+    try:
+        available = get_decoder(header.syntax).is_available
+    except NotImplementedError:
+        available = False
+    if not available:
+        raise Refusal(Reason.DECODER, f"transfer syntax {UID(header.syntax).name}", place)
+    dataset = pydicom.dcmread(header.path, specific_tags=_PIXEL_TAGS)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    size = header.rows * header.columns * frames * header.bits[0] // 8
+    if size > MOST_BYTES:
+        raise Refusal(Reason.TOO_LARGE, f"{frames} x {header.rows} x {header.columns} pixels", place)
+    # Some writers pad a little; a row or more too many means that the header tells another size.
+    if not UID(header.syntax).is_compressed and len(dataset.PixelData) - size >= header.columns * header.bits[0] // 8:
+        raise Refusal(Reason.PIXELS, f"{len(dataset.PixelData)} bytes of pixel data for {size}", place)
     # Padding may stand outside of the stored bits, so these are set right after it was found.
-    with header.path.open("rb") as file:
-        syntax = header.syntax
-        try:
-            available = get_decoder(syntax).is_available
-        except NotImplementedError:
-            available = False
-        if not available:
-            raise Refusal(Reason.DECODER, f"transfer syntax {UID(syntax).name}", str(header.path))
-        return pixel_array(file, raw=True, decoding_plugin=decoder(syntax), correct_unused_bits=False)
+    return pixel_array(dataset, raw=True, decoding_plugin=decoder(header.syntax), correct_unused_bits=False)
 
 
 def physical(image: NDArray[Any], header: Header, out: NDArray[Any]) -> None:
