@@ -7,8 +7,9 @@ from typing import Final
 
 from ich_client.dicom import geometry
 from ich_client.dicom.geometry import Layout
+from ich_client.dicom.header import RADIOGRAPHS
 from ich_client.dicom.reasons import Reason, Refusal
-from ich_client.dicom.series import RADIOGRAPHS, Refused, Series, check_kind
+from ich_client.dicom.series import Refused, Series, check_kind
 from ich_client.dicom.stack import Missing, Stack, read
 
 COVERAGE: Final = 100.0

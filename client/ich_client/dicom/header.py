@@ -13,6 +13,13 @@ from ich_client.dicom.reasons import Reason, Refusal
 
 Vector = tuple[float, float, float]
 
+_CLASS: Final = "1.2.840.10008.5.1.4.1.1."
+VOLUMES: Final = frozenset(_CLASS + end for end in ("2", "2.1", "2.2", "4", "4.1", "4.4"))
+"""CT and MR image storage: classic, enhanced, legacy converted enhanced."""
+RADIOGRAPHS: Final = frozenset(_CLASS + end for end in ("1", "1.1", "1.1.1"))
+"""CR; DX for presentation and for processing."""
+SECONDARY_CAPTURE: Final = _CLASS + "7"
+
 # Where vendors keep the b-value (s/mm2) of a slice: creator, element, and what to do with what stands there.
 _PRIVATE_B: Final = (
     ("SIEMENS MR HEADER", 0x0019, 0x0C),
@@ -125,17 +132,22 @@ class Header:
 
 
 def headers(dataset: Dataset, path: Path) -> list[Header]:
-    """The images of a file: one, or one per frame. Raises Refusal(HEADER) with the tag that is missing or wrong."""
+    """The images of a file: one, or one per frame. Raises Refusal(HEADER) with the tag that is missing or wrong.
+
+    Of what is no image that is read here, one header with what can be read: it is refused for what it is.
+    """
+    if str(dataset.get("SOPClassUID", "")) not in VOLUMES | RADIOGRAPHS:
+        return [_header(_Reader([dataset], lenient=True), path, None)]
     frames = _Reader([dataset]).whole("NumberOfFrames") or 1
     shared, each = (dataset.get(f"{kind}FunctionalGroupsSequence") for kind in ("Shared", "PerFrame"))
     if each is None:
         if frames > 1:
             raise Refusal(Reason.HEADER, f"NumberOfFrames is {frames}, and nothing says where each frame lies")
-        return [_header([dataset], path, None)]
+        return [_header(_Reader([dataset]), path, None)]
     if not 0 < frames == len(each):
         raise Refusal(Reason.HEADER, f"NumberOfFrames is {frames}, PerFrameFunctionalGroupsSequence has {len(each)}")
     common = list(_groups(shared[0])) if shared else []
-    return [_header([*_groups(own), *common, dataset], path, index) for index, own in enumerate(each)]
+    return [_header(_Reader([*_groups(own), *common, dataset]), path, index) for index, own in enumerate(each)]
 
 
 def _groups(item: Dataset) -> Iterator[Dataset]:
@@ -149,8 +161,13 @@ def _groups(item: Dataset) -> Iterator[Dataset]:
 class _Reader:
     """Reads values from the first data set that has them, and says which tag is at fault."""
 
-    def __init__(self, places: Sequence[Dataset]) -> None:
-        self.places = places
+    def __init__(self, places: Sequence[Dataset], lenient: bool = False) -> None:
+        """`lenient`: a value that is wrong counts as absent."""
+        self.places, self.lenient = places, lenient
+
+    def fault(self, message: str) -> None:
+        if not self.lenient:
+            raise Refusal(Reason.HEADER, message)
 
     def get(self, keyword: str) -> Any:
         """The value, or None if it is absent or empty."""
@@ -158,7 +175,8 @@ class _Reader:
             try:
                 value = place.get(keyword)
             except Exception:  # pydicom converts on access and raises whatever the damaged value leads to
-                raise Refusal(Reason.HEADER, f"{keyword} cannot be read") from None
+                self.fault(f"{keyword} cannot be read")
+                continue
             if value is not None and value != "" and not (hasattr(value, "__len__") and len(value) == 0):
                 return value
         return None
@@ -182,7 +200,8 @@ class _Reader:
         except (TypeError, ValueError):
             numbers = ()
         if len(numbers) != count or not all(math.isfinite(number) and abs(number) < 1e6 for number in numbers):
-            raise Refusal(Reason.HEADER, f"{keyword} is not {count} number{'s' if count > 1 else ''}")
+            self.fault(f"{keyword} is not {count} number{'s' if count > 1 else ''}")
+            return None
         return numbers
 
     def number(self, keyword: str) -> float | None:
@@ -201,7 +220,8 @@ class _Reader:
     def whole(self, keyword: str) -> int | None:
         number = self.number(keyword)
         if number is not None and not number.is_integer():
-            raise Refusal(Reason.HEADER, f"{keyword} is not a whole number")
+            self.fault(f"{keyword} is not a whole number")
+            return None
         return None if number is None else int(number)
 
 
@@ -212,12 +232,12 @@ def _several(value: Any) -> Sequence[Any]:
     return tuple(value)
 
 
-def _header(places: Sequence[Dataset], path: Path, frame: int | None) -> Header:
-    reader = _Reader(places)
+def _header(reader: _Reader, path: Path, frame: int | None) -> Header:
+    dataset = reader.places[-1]
     orientation = reader.numbers("ImageOrientationPatient", 6)
     spacing = reader.numbers("PixelSpacing", 2) or reader.numbers("ImagerPixelSpacing", 2)
     if spacing is not None and not all(1e-3 < mm < 100 for mm in spacing):
-        raise Refusal(Reason.HEADER, f"PixelSpacing is {spacing[0]:g} x {spacing[1]:g} mm")
+        reader.fault(f"PixelSpacing is {spacing[0]:g} x {spacing[1]:g} mm")
     rows, columns = (reader.whole(keyword) or 0 for keyword in ("Rows", "Columns"))
     bits = tuple(reader.whole(keyword) or 0 for keyword in ("BitsAllocated", "BitsStored", "HighBit"))
     signed = reader.whole("PixelRepresentation")
@@ -226,7 +246,7 @@ def _header(places: Sequence[Dataset], path: Path, frame: int | None) -> Header:
     return Header(
         path=path,
         frame=frame,
-        syntax=str(places[-1].file_meta.get("TransferSyntaxUID", "")),
+        syntax=str(dataset.file_meta.get("TransferSyntaxUID", "")),
         sop_class=reader.text("SOPClassUID"),
         instance=reader.text("SOPInstanceUID"),
         study=reader.text("StudyInstanceUID"),
@@ -245,7 +265,7 @@ def _header(places: Sequence[Dataset], path: Path, frame: int | None) -> Header:
         echo_time=reader.loose("EchoTime") or reader.loose("EffectiveEchoTime"),
         repetition_time=reader.loose("RepetitionTime"),
         inversion_time=reader.loose("InversionTime") or reader.loose("InversionTimes"),
-        b_value=_b_value(reader, places[-1]),
+        b_value=_b_value(reader, dataset),
         position=_vector(reader.numbers("ImagePositionPatient", 3)),
         orientation=None if orientation is None else (_three(orientation[:3]), _three(orientation[3:])),
         spacing=None if spacing is None else (spacing[0], spacing[1]),

@@ -107,8 +107,8 @@ def _array(header: Header) -> NDArray[Any]:
     size = header.rows * header.columns * frames * header.bits[0] // 8
     if size > MOST_BYTES:
         raise Refusal(Reason.TOO_LARGE, f"{frames} x {header.rows} x {header.columns} pixels", place)
-    # Some writers pad a little; a row or more too many means that the header tells another size.
-    if not UID(header.syntax).is_compressed and len(dataset.PixelData) - size >= header.columns * header.bits[0] // 8:
+    # Some writers pad with zeros; anything else beyond the end means that the header tells another size.
+    if not UID(header.syntax).is_encapsulated and any(dataset.PixelData[size:]):
         raise Refusal(Reason.PIXELS, f"{len(dataset.PixelData)} bytes of pixel data for {size}", place)
     # Padding may stand outside of the stored bits, so these are set right after it was found.
     return pixel_array(dataset, raw=True, decoding_plugin=decoder(header.syntax), correct_unused_bits=False)

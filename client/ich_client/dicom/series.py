@@ -8,15 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from ich_client.dicom.header import Header
+from ich_client.dicom.header import RADIOGRAPHS, SECONDARY_CAPTURE, VOLUMES, Header
 from ich_client.dicom.reasons import Reason, Refusal
 from ich_client.dicom.scan import Scan
-
-_CLASS: Final = "1.2.840.10008.5.1.4.1.1."
-VOLUMES: Final = frozenset(_CLASS + end for end in ("2", "2.1", "2.2", "4", "4.1", "4.4"))
-"""CT and MR image storage: classic, enhanced, legacy converted enhanced."""
-RADIOGRAPHS: Final = frozenset(_CLASS + end for end in ("1", "1.1", "1.1.1"))
-"""CR; DX for presentation and for processing."""
 
 _REFORMATTED: Final = ("MPR", "REFORMAT", "MIP", "MINIP", "PROJECTION", "VOLUME RENDER", "VRT", "CURVED")
 
@@ -139,7 +133,7 @@ def check_kind(series: Series, named: bool = False) -> None:
     """Refuse what is no original series of images. `named`: the hospital asks for it by a pattern, derived or not."""
     first, where = series.first, series.place
     kind = " ".join(first.image_type)
-    if first.sop_class.startswith(_CLASS + "7"):
+    if first.sop_class.startswith(SECONDARY_CAPTURE):
         raise Refusal(Reason.SECONDARY_CAPTURE, "secondary capture", where)
     if first.sop_class not in VOLUMES | RADIOGRAPHS:
         if first.rows == 0 or first.modality in ("SR", "PR", "KO", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "DOC"):
