@@ -100,12 +100,9 @@ def resample(volume: Volume, spacing: Spacing, nearest: bool = False) -> Volume:
     affine = volume.affine.copy()
     affine[:3, :3] *= factor
     affine[:3, 3] = volume.world(first)
-    source = volume.values
-    if not nearest and (factor > 1).any():
-        source = ndimage.gaussian_filter(source.astype(np.float32), np.maximum(0, (factor - 1) / 2), mode="nearest")
     # Half a voxel beyond the outermost centres still belongs to the volume: its edge value, not what lies outside.
     moved = ndimage.affine_transform(
-        source.astype(np.float32),
+        _smoothed(volume.values, np.ones(3) if nearest else factor),
         factor,
         first,
         tuple(shape),
@@ -118,21 +115,33 @@ def resample(volume: Volume, spacing: Spacing, nearest: bool = False) -> Volume:
 def onto(volume: Volume, grid: Volume, nearest: bool = False) -> Volume:
     """The volume on the voxels of `grid`, linear between its own; what it does not cover takes the value of outside.
 
-    `nearest`: for masks. Coarser grids are not smoothed for: `resample` first.
+    Where the grid is coarser, values are smoothed first as in `resample`. `nearest`: for masks.
     """
     if volume.values.shape == grid.values.shape and np.allclose(volume.affine, grid.affine, atol=1e-3):
         return Volume(volume.values, grid.affine, volume.unit)
     across = np.linalg.inv(volume.affine) @ grid.affine
+    # One step along any axis of the grid, counted in own voxels.
+    steps = np.abs(across[:3, :3]).max(axis=1)
     moved = ndimage.affine_transform(
-        volume.values.astype(np.float32),
+        _smoothed(volume.values, np.ones(3) if nearest else steps),
         across[:3, :3],
         across[:3, 3],
         grid.values.shape,
         order=0 if nearest else 1,
-        mode="constant",
+        mode="grid-constant",  # "constant" drops edge voxels to rounding
         cval=volume.outside,
     )
     return Volume(_as(moved, volume.values.dtype), grid.affine, volume.unit)
+
+
+def _smoothed(values: NDArray[Any], factor: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Smoothed along the axes that become coarser: Gaussian, sigma = (factor - 1) / 2 voxels."""
+    smooth = values.astype(np.float32)
+    return (
+        ndimage.gaussian_filter(smooth, np.maximum(0, (factor - 1) / 2), mode="nearest")
+        if (factor > 1.01).any()
+        else smooth
+    )
 
 
 def fit(values: NDArray[Any], shape: Sequence[int], outside: float) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Grey-value windows of CT, and neighbouring slices as channels."""
+"""Grey values as networks see them: windows of CT, z-scores of MR, neighbouring slices as channels."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -28,3 +28,13 @@ def neighbours(values: NDArray[Any], reach: int) -> NDArray[Any]:
     index = np.arange(len(values))[:, None] + np.arange(-reach, reach + 1)
     stacked: NDArray[Any] = values[index.clip(0, len(values) - 1)]
     return stacked
+
+
+def z_scores(values: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """Intensities with mean 0 and standard deviation 1 within the mask (by default: where they are not 0), 0 elsewhere."""
+    inside = values != 0 if mask is None else mask
+    scaled = np.zeros(values.shape, np.float32)
+    if inside.any():
+        own = values[inside].astype(np.float64)
+        scaled[inside] = (own - own.mean()) / max(float(own.std()), 1e-6)
+    return scaled

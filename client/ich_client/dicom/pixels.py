@@ -126,7 +126,7 @@ def physical(image: NDArray[Any], header: Header, out: NDArray[Any]) -> None:
     if header.padding is not None:
         low, high = header.padding
         nothing = (image >= low) & (image <= high) if low != high else image == low
-    values = _own_bits(image, header)
+    values = own_bits(image, header)
     if hounsfield and slope == 1 and intercept.is_integer() and abs(intercept) < 2**30:
         scaled: NDArray[Any] = values.astype(np.int32)
         scaled += int(intercept)
@@ -153,7 +153,7 @@ def scale(header: Header) -> tuple[float, float]:
     return slope, intercept
 
 
-def _own_bits(image: NDArray[Any], header: Header) -> NDArray[Any]:
+def own_bits(image: NDArray[Any], header: Header) -> NDArray[Any]:
     """The stored bits alone: the others may hold overlays (PS3.5 section 8.1.1), and the sign belongs to the highest."""
     allocated, bits, high = image.dtype.itemsize * 8, header.bits[1], header.bits[2]
     if bits >= allocated:
