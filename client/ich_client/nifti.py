@@ -9,14 +9,13 @@ from typing import Final
 import nibabel
 import numpy as np
 
+from ich_client.dicom.pixels import MOST_VOXELS
 from ich_client.dicom.reasons import Reason, Refusal
 from ich_client.dicom.scan import files
 from ich_client.dicom.stack import check_hounsfield
 from ich_models.volume import AIR, Unit, Volume, oriented
 
 ENDINGS: Final = (".nii", ".nii.gz")
-
-MOST_VOXELS: Final = 2**29
 
 _ENTITY: Final = re.compile(r"(?P<key>[a-zA-Z0-9]+)-(?P<value>[a-zA-Z0-9]+)")
 

@@ -21,10 +21,10 @@ AXIAL: Final = 0.8
 
 # Kernels for soft tissue and for bone or lung, by vendor; unknown ones count as neither.
 _SOFT: Final = re.compile(
-    r"(?:[HBIJ](?:[1-4]\d)[A-Z]?|[HBQ][RFCV](?:[1-4]\d)|STANDARD|STND|STD\+?|SOFT|DETAIL|U?[ABC]|FC(?:[01]\d|2\d|4\d|6\d)|CB|C)"
+    r"(?:[HBIJ][RFCV]?[1-4]\d[A-Z]?|STANDARD|STND|STD\+?|SOFT|DETAIL|U?[ABC]|FC[01246]\d|CB)"
 )
 _SHARP: Final = re.compile(
-    r"(?:[HBIJ](?:[5-9]\d)[A-Z]?|[HBQ][RFCV](?:[5-9]\d)|BONE(?:PLUS)?|EDGE|LUNG|FC(?:3\d|5\d|8\d)|[DEL]|Y[ABCD])"
+    r"(?:[HBIJ][RFCV]?[5-9]\d[A-Z]?|BONE(?:PLUS)?|EDGE|LUNG|FC[358]\d|[DEL]|Y[ABCD])"
 )
 
 

@@ -20,7 +20,7 @@ SAME_PLACE: Final = 0.01
 IN_PLANE: Final = 0.1
 """mm: slices that are shifted against each other by less are in line."""
 
-OFF_LINE: Final = 1.0
+OFF_LINE: Final = 0.5
 """mm: slices further from the line through all first pixels do not belong to one stack."""
 
 ZONE: Final = 3

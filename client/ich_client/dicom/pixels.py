@@ -24,6 +24,8 @@ from ich_models.volume import AIR
 
 MOST_BYTES: Final = 2**31
 """Of one file's pixels: what its header may ask for."""
+MOST_VOXELS: Final = 2**29
+"""Of one volume."""
 
 _PIXEL_TAGS: Final[list[Any]] = [
     "SamplesPerPixel",
@@ -85,7 +87,9 @@ def _decode(header: Header) -> NDArray[Any]:
         raise
     except OSError as error:
         raise Refusal(Reason.UNREADABLE, error.strerror or type(error).__name__, place) from None
-    except Exception as error:  # decoders raise whatever damaged data lead to
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # decoders raise whatever damaged data lead to; one in Rust panics below Exception
         raise Refusal(Reason.PIXELS, f"cannot be decoded ({type(error).__name__})", place) from None
     if array.dtype.kind not in "iu":
         raise Refusal(Reason.PIXELS, f"pixels of type {array.dtype}", place)

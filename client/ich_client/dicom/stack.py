@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ich_client.dicom import geometry
 from ich_client.dicom.geometry import Layout
-from ich_client.dicom.pixels import physical, scale, stored
+from ich_client.dicom.pixels import MOST_VOXELS, physical, scale, stored
 from ich_client.dicom.reasons import Reason, Refusal
 from ich_client.dicom.series import Series
 from ich_models.volume import AIR, Unit, Volume
@@ -73,6 +73,8 @@ def _read(series: Series, missing: Missing) -> Stack:
         scale(header)  # before any pixel is decoded
     layout = geometry.layout(series.headers, missing)
     assert first.spacing is not None, "geometry.layout refuses images without"
+    if len(layout.order) * first.rows * first.columns > MOST_VOXELS:
+        raise Refusal(Reason.TOO_LARGE, f"{len(layout.order)} x {first.rows} x {first.columns} voxels")
     unit: Unit = "HU" if first.modality == "CT" else "intensity"
     values = np.empty((len(layout.order), first.rows, first.columns), np.int16 if unit == "HU" else np.float32)
     kept = [series.headers[index] for index in layout.order]
