@@ -20,12 +20,8 @@ AXIAL: Final = 0.8
 """Least cosine between the normal of the slices and the long axis of the patient (37 degrees: gantry tilt is within)."""
 
 # Kernels for soft tissue and for bone or lung, by vendor; unknown ones count as neither.
-_SOFT: Final = re.compile(
-    r"(?:[HBIJ][RFCV]?[1-4]\d[A-Z]?|STANDARD|STND|STD\+?|SOFT|DETAIL|U?[ABC]|FC[01246]\d|CB)"
-)
-_SHARP: Final = re.compile(
-    r"(?:[HBIJ][RFCV]?[5-9]\d[A-Z]?|BONE(?:PLUS)?|EDGE|LUNG|FC[358]\d|[DEL]|Y[ABCD])"
-)
+_SOFT: Final = re.compile(r"(?:[HBIJ][RFCV]?[1-4]\d[A-Z]?|STANDARD|STND|STD\+?|SOFT|DETAIL|U?[ABC]|FC[01246]\d|CB)")
+_SHARP: Final = re.compile(r"(?:[HBIJ][RFCV]?[5-9]\d[A-Z]?|BONE(?:PLUS)?|EDGE|LUNG|FC[358]\d|[DEL]|Y[ABCD])")
 
 
 @dataclass(frozen=True)

@@ -249,10 +249,15 @@ def _shift(image: NDArray[Any], fraction: float, axis: int, outside: int) -> NDA
     """An image moved by less than a pixel, linear, one pixel larger; the same image if it is not moved."""
     if fraction < 1e-3:
         return image
-    width = [(1, 1) if own == axis else (0, 0) for own in range(2)]
-    padded = np.pad(image.astype(np.float32), width, constant_values=outside)
-    before, after = (padded.take(range(start, padded.shape[axis] - 1 + start), axis) for start in (0, 1))
-    return _back(before * np.float32(fraction) + after * np.float32(1 - fraction), image.dtype)
+    size = [length + (own == axis) for own, length in enumerate(image.shape)]
+    moved = np.full(size, outside, np.float32)
+    # Seen with the moved axis first: what stands at a place is shared by the pixel there and the one before it.
+    along, source = np.moveaxis(moved, axis, 0), np.moveaxis(image, axis, 0)
+    np.multiply(source, np.float32(1 - fraction), out=along[:-1])
+    along[-1] = outside * (1 - fraction)
+    along[1:] += source * np.float32(fraction)
+    along[0] += outside * fraction
+    return _back(moved, image.dtype)
 
 
 def _between(values: NDArray[Any], depths: Floats, grid: Floats) -> NDArray[Any]:
@@ -266,4 +271,4 @@ def _between(values: NDArray[Any], depths: Floats, grid: Floats) -> NDArray[Any]
 
 
 def _back(values: NDArray[np.float32], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return values.astype(dtype) if dtype.kind == "f" else np.rint(values).astype(dtype)
+    return values.astype(dtype, copy=False) if dtype.kind == "f" else np.rint(values, out=values).astype(dtype)

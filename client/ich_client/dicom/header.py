@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from ich_client.dicom.reasons import Reason, Refusal
 
@@ -73,9 +74,12 @@ _KEYWORDS: Final = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
+_IN_FRAMES: Final = ("FrameType", "TemporalPositionIndex", "EffectiveEchoTime", "InversionTimes")
+"""What only frames of a multi-frame file have."""
+_TAG_OF: Final = {keyword: Tag(keyword) for keyword in (*_KEYWORDS, *_IN_FRAMES)}
 TAGS: Final[list[Any]] = [
-    *_KEYWORDS,
-    *(tag for _, group, element in _PRIVATE_B for tag in ((group, 0x0010), (group, 0x1000 + element))),
+    *(_TAG_OF[keyword] for keyword in _KEYWORDS),
+    *(Tag(tag) for _, group, element in _PRIVATE_B for tag in ((group, 0x0010), (group, 0x1000 + element))),
 ]
 """The tags that a scan reads; the rest of a header is skipped."""
 
@@ -90,6 +94,8 @@ class Header:
 
     path: Path
     frame: int | None  # in a multi-frame file
+    frames: int  # of the file
+    pixels_at: int  # where in the file the pixel data begin, with their tag
     syntax: str  # transfer syntax
     sop_class: str
     instance: str
@@ -131,23 +137,26 @@ class Header:
         return str(self.path) if self.frame is None else f"{self.path} frame {self.frame + 1}"
 
 
-def headers(dataset: Dataset, path: Path) -> list[Header]:
+def headers(dataset: Dataset, path: Path, pixels_at: int = 0) -> list[Header]:
     """The images of a file: one, or one per frame. Raises Refusal(HEADER) with the tag that is missing or wrong.
 
     Of what is no image that is read here, one header with what can be read: it is refused for what it is.
     """
     if str(dataset.get("SOPClassUID", "")) not in VOLUMES | RADIOGRAPHS:
-        return [_header(_Reader([dataset], lenient=True), path, None)]
+        return [_header(_Reader([dataset], lenient=True), path, None, 1, pixels_at)]
     frames = _Reader([dataset]).whole("NumberOfFrames") or 1
     shared, each = (dataset.get(f"{kind}FunctionalGroupsSequence") for kind in ("Shared", "PerFrame"))
     if each is None:
         if frames > 1:
             raise Refusal(Reason.HEADER, f"NumberOfFrames is {frames}, and nothing says where each frame lies")
-        return [_header(_Reader([dataset]), path, None)]
+        return [_header(_Reader([dataset]), path, None, 1, pixels_at)]
     if not 0 < frames == len(each):
         raise Refusal(Reason.HEADER, f"NumberOfFrames is {frames}, PerFrameFunctionalGroupsSequence has {len(each)}")
     common = list(_groups(shared[0])) if shared else []
-    return [_header(_Reader([*_groups(own), *common, dataset]), path, index) for index, own in enumerate(each)]
+    return [
+        _header(_Reader([*_groups(own), *common, dataset]), path, index, frames, pixels_at)
+        for index, own in enumerate(each)
+    ]
 
 
 def _groups(item: Dataset) -> Iterator[Dataset]:
@@ -164,6 +173,8 @@ class _Reader:
     def __init__(self, places: Sequence[Dataset], lenient: bool = False) -> None:
         """`lenient`: a value that is wrong counts as absent."""
         self.places, self.lenient = places, lenient
+        # Plain integers: pydicom's own tags are compared in Python, and most of what is asked for is absent.
+        self._held = [set(map(int, place.keys())) for place in places]
 
     def fault(self, message: str) -> None:
         if not self.lenient:
@@ -171,9 +182,13 @@ class _Reader:
 
     def get(self, keyword: str) -> Any:
         """The value, or None if it is absent or empty."""
-        for place in self.places:
+        tag = _TAG_OF[keyword]
+        number = int(tag)
+        for place, held in zip(self.places, self._held, strict=True):
+            if number not in held:
+                continue
             try:
-                value = place.get(keyword)
+                value = place[tag].value
             except Exception:  # pydicom converts on access and raises whatever the damaged value leads to
                 self.fault(f"{keyword} cannot be read")
                 continue
@@ -232,7 +247,7 @@ def _several(value: Any) -> Sequence[Any]:
     return tuple(value)
 
 
-def _header(reader: _Reader, path: Path, frame: int | None) -> Header:
+def _header(reader: _Reader, path: Path, frame: int | None, frames: int, pixels_at: int) -> Header:
     dataset = reader.places[-1]
     orientation = reader.numbers("ImageOrientationPatient", 6)
     spacing = reader.numbers("PixelSpacing", 2) or reader.numbers("ImagerPixelSpacing", 2)
@@ -246,6 +261,8 @@ def _header(reader: _Reader, path: Path, frame: int | None) -> Header:
     return Header(
         path=path,
         frame=frame,
+        frames=frames,
+        pixels_at=pixels_at,
         syntax=str(dataset.file_meta.get("TransferSyntaxUID", "")),
         sop_class=reader.text("SOPClassUID"),
         instance=reader.text("SOPInstanceUID"),
@@ -314,6 +331,8 @@ def _b_value(reader: _Reader, dataset: Dataset) -> float | None:
     if standard is not None:
         return standard
     for creator, group, element in _PRIVATE_B:
+        if (group, 0x1000 + element) not in dataset:
+            continue
         try:
             if str(dataset[group, 0x0010].value).strip() != creator:
                 continue

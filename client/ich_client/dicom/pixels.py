@@ -1,6 +1,7 @@
 """One image's pixels: decoded, their unused bits and padding handled, and on their physical scale."""
 
 import logging
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,9 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
     JPEGLSTransferSyntaxes,
     RLELossless,
@@ -26,6 +30,10 @@ MOST_BYTES: Final = 2**31
 """Of one file's pixels: what its header may ask for."""
 MOST_VOXELS: Final = 2**29
 """Of one volume."""
+_HIGHEST: Final = np.iinfo(np.int16).max
+_MOST_PADDING: Final = 2**16
+"""Bytes of zeros that may follow the pixels."""
+_NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 _PIXEL_TAGS: Final[list[Any]] = [
     "SamplesPerPixel",
@@ -106,16 +114,33 @@ def _array(header: Header) -> NDArray[Any]:
         available = False
     if not available:
         raise Refusal(Reason.DECODER, f"transfer syntax {UID(header.syntax).name}", place)
-    dataset = pydicom.dcmread(header.path, specific_tags=_PIXEL_TAGS)
-    frames = int(dataset.get("NumberOfFrames") or 1)
-    size = header.rows * header.columns * frames * header.bits[0] // 8
+    size = header.rows * header.columns * header.frames * header.bits[0] // 8
     if size > MOST_BYTES:
-        raise Refusal(Reason.TOO_LARGE, f"{frames} x {header.rows} x {header.columns} pixels", place)
-    # Some writers pad with zeros; anything else beyond the end means that the header tells another size.
-    if not UID(header.syntax).is_encapsulated and any(dataset.PixelData[size:]):
-        raise Refusal(Reason.PIXELS, f"{len(dataset.PixelData)} bytes of pixel data for {size}", place)
+        raise Refusal(Reason.TOO_LARGE, f"{header.frames} x {header.rows} x {header.columns} pixels", place)
+    if header.syntax in _NATIVE:
+        return _native(header, size)
+    dataset = pydicom.dcmread(header.path, specific_tags=_PIXEL_TAGS)
     # Padding may stand outside of the stored bits, so these are set right after it was found.
     return pixel_array(dataset, raw=True, decoding_plugin=decoder(header.syntax), correct_unused_bits=False)
+
+
+def _native(header: Header, size: int) -> NDArray[Any]:
+    """Pixel data that are not compressed, straight from where the header scan saw them begin (PS3.5 section 7.1)."""
+    order = ">" if header.syntax == ExplicitVRBigEndian else "<"
+    with header.path.open("rb") as file:
+        file.seek(header.pixels_at)
+        start = file.read(8 if header.syntax == ImplicitVRLittleEndian else 12)
+        group, element, length = struct.unpack(f"{order}HH{len(start) - 8}xI", start)
+        if (group, element) != (0x7FE0, 0x0010):
+            raise Refusal(Reason.PIXELS, "no pixel data", str(header.path))
+        data = file.read(min(length, size + _MOST_PADDING))
+    # Some writers pad with zeros; anything else beyond the end means that the header tells another size.
+    if length < size or len(data) < size or length > size + _MOST_PADDING or any(data[size:]):
+        raise Refusal(Reason.PIXELS, f"{min(length, len(data))} bytes of pixel data for {size}", str(header.path))
+    kind = np.dtype(f"{order}{'i' if header.signed else 'u'}{header.bits[0] // 8}")
+    array = np.frombuffer(data, kind, size // kind.itemsize).astype(kind.newbyteorder("="), copy=False)
+    shape = (header.rows, header.columns)
+    return array.reshape(shape if header.frame is None else (header.frames, *shape))
 
 
 def physical(image: NDArray[Any], header: Header, out: NDArray[Any]) -> None:
@@ -131,16 +156,16 @@ def physical(image: NDArray[Any], header: Header, out: NDArray[Any]) -> None:
         low, high = header.padding
         nothing = (image >= low) & (image <= high) if low != high else image == low
     values = own_bits(image, header)
-    if hounsfield and slope == 1 and intercept.is_integer() and abs(intercept) < 2**30:
-        scaled: NDArray[Any] = values.astype(np.int32)
-        scaled += int(intercept)
+    if hounsfield and slope == 1 and intercept.is_integer() and values.dtype.itemsize == 2 and abs(intercept) < 2**15:
+        # Cut off first, in the stored type; what is left fits, and 16 bits may wrap on the way to it.
+        limits, offset = np.iinfo(values.dtype), int(intercept)
+        values = values.clip(max(AIR - offset, limits.min), min(_HIGHEST - offset, limits.max))
+        np.add(values.view(np.int16), np.int16(offset), out=out)
+    elif hounsfield:
+        np.clip(np.rint(values * slope + intercept), AIR, _HIGHEST, out=out, casting="unsafe")
     else:
-        scaled = values * np.float32(slope) + np.float32(intercept)
-        if hounsfield:
-            scaled = np.rint(scaled)
-    if hounsfield:
-        np.clip(scaled, AIR, np.iinfo(np.int16).max, out=scaled)
-    out[...] = scaled
+        np.multiply(values, np.float32(slope), out=out)
+        out += np.float32(intercept)
     if nothing is not None:
         out[nothing] = AIR if hounsfield else 0
 
@@ -162,5 +187,9 @@ def own_bits(image: NDArray[Any], header: Header) -> NDArray[Any]:
     allocated, bits, high = image.dtype.itemsize * 8, header.bits[1], header.bits[2]
     if bits >= allocated:
         return image
+    if not header.signed and high == bits - 1:
+        own: NDArray[Any] = image & image.dtype.type((1 << bits) - 1)
+        return own
     up, down = max(0, allocated - 1 - high), allocated - bits
-    return (image << up) >> down
+    own = (image << up) >> down
+    return own

@@ -78,7 +78,7 @@ def read_file(path: Path) -> list[Header] | Bad | None:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
             if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                 return None
-            return headers(dataset, path)
+            return headers(dataset, path, file.tell())
     except Refusal as refusal:
         return Bad(refusal.at(str(path)), *_identity(dataset))
     except OSError as error:
