@@ -1,0 +1,329 @@
+"""Each fault of a series: the right volume, or a refusal by name; never a volume that is silently wrong."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from phantom import as_mr, ct, in_probe, ramp, set_pixels, stored, write
+from pydicom.dataset import Dataset
+
+from ich_client.dicom.choose import choose
+from ich_client.dicom.reasons import HINTS, Reason, Refusal
+from ich_client.dicom.scan import scan
+from ich_client.dicom.series import group
+from ich_client.dicom.stack import Stack
+from ich_models.volume import Volume
+
+Z = np.arange(24) * 5.0
+LPS = np.array([-1.0, -1.0, 1.0])
+TOLERANCE = 1.6
+"""HU: rounded when stored, when un-sheared and when put on a grid. The smallest slope is 3 HU per mm."""
+
+
+def read(folder: Path, **how: object) -> Stack:
+    stacks, _ = group(scan(folder))
+    return choose(stacks, **how).stack  # type: ignore[arg-type]
+
+
+def refusal(folder: Path, **how: object) -> dict[Reason, str]:
+    """The reasons for which no series of a folder is used."""
+    stacks, bad = group(scan(folder))
+    reasons = {one.refusal.reason: one.refusal.detail for one in bad}
+    with pytest.raises(Refusal) as caught:
+        choose(stacks, **how)  # type: ignore[arg-type]
+    assert caught.value.reason == Reason.NO_SERIES
+    return reasons | {reason: caught.value.detail for reason in Reason if reason in caught.value.detail}
+
+
+def assert_tells_its_place(
+    volume: Volume, tolerance: float = TOLERANCE, least: int = 1000, margin: float = 8.0
+) -> None:
+    """Every voxel of the probe has the value of the place that the affine says it is at; and the volume is in RAS."""
+    points = volume.world(np.stack(np.meshgrid(*map(np.arange, volume.values.shape), indexing="ij"), -1)) * LPS
+    inside = in_probe(points, margin)
+    assert inside.sum() >= least
+    assert np.abs(volume.values[inside] - ramp(points[inside])).max() <= tolerance
+    towards = volume.affine[:3, :3] / volume.spacing
+    assert towards[2, 0] > 0.8
+    assert towards[1, 1] > 0.8
+    assert towards[0, 2] > 0.8
+
+
+def test_a_sound_series_is_passed_through(tmp_path: Path) -> None:
+    slices = ct(Z)
+    stack = read(write(tmp_path, slices))
+    volume = stack.volume()
+    assert volume.values.dtype == np.int16
+    assert volume.values.shape == (24, 72, 64)
+    assert volume.spacing == pytest.approx([5.0, 3.0, 3.2])
+    # RAS: the first row is the back of the head, the first column its left, both reversed against the file
+    expected = np.stack([stored(one).astype(int) - 1024 for one in slices])[:, ::-1, ::-1]
+    np.testing.assert_array_equal(volume.values, expected)
+    # the corner: last row and column of the first slice, LPS (x0 + 63 * 3.2, y0 + 71 * 3, 0)
+    assert volume.world([0, 0, 0]) == pytest.approx([-100.8, -116.5, 0.0])
+    assert_tells_its_place(volume)
+    assert stack.notes == ()
+
+
+# --- the rows of the fault table --------------------------------------------------------------------------------------
+
+
+def test_a_missing_slice_is_refused_and_interpolated_only_on_request(tmp_path: Path) -> None:
+    folder = write(tmp_path, ct(np.delete(Z, 10)))
+    assert refusal(folder).keys() == {Reason.MISSING_SLICES}
+    stack = read(folder, missing="interpolate")
+    assert stack.notes == ("1 missing slice interpolated",)
+    volume = stack.volume()
+    assert volume.values.shape[0] == 24
+    assert volume.spacing[0] == pytest.approx(5.0)
+    assert_tells_its_place(volume)
+
+
+def test_a_hole_of_several_slices_is_never_interpolated(tmp_path: Path) -> None:
+    folder = write(tmp_path, ct(np.delete(Z, [10, 11])))
+    assert Reason.MISSING_SLICES in refusal(folder, missing="interpolate")
+
+
+def test_several_holes_are_counted(tmp_path: Path) -> None:
+    stack = read(write(tmp_path, ct(np.delete(Z, [4, 10, 12]))), missing="interpolate")
+    assert stack.notes == ("3 missing slices interpolated",)
+    assert_tells_its_place(stack.volume())
+
+
+def test_a_slice_twice_is_dropped(tmp_path: Path) -> None:
+    slices = ct(Z)
+    twin = copy.deepcopy(slices[5])
+    twin.SOPInstanceUID = "1.2.3.99"
+    stack = read(write(tmp_path, [*slices, twin]))
+    assert stack.notes == ("1 duplicate dropped",)
+    assert sorted(stack.instances[5]) == ["1.2.3.10.6", "1.2.3.99"]
+    assert stack.values.shape[0] == 24
+    assert_tells_its_place(stack.volume())
+
+
+def test_two_images_at_one_place_are_refused(tmp_path: Path) -> None:
+    slices = ct(Z)
+    other = copy.deepcopy(slices[5])
+    other.SOPInstanceUID = "1.2.3.99"
+    set_pixels(other, stored(other)[::-1].copy())
+    assert refusal(write(tmp_path, [*slices, other])).keys() == {Reason.DUPLICATES}
+
+
+def test_every_slice_in_two_versions_is_four_dimensional(tmp_path: Path) -> None:
+    slices, again = ct(Z), ct(Z)
+    for index, one in enumerate(again):
+        one.SOPInstanceUID = f"1.2.3.50.{index}"
+        set_pixels(one, stored(one) + np.uint16(3))
+    assert refusal(write(tmp_path, slices + again)).keys() == {Reason.FOUR_D}
+
+
+@pytest.mark.parametrize("tilt", [15.0, -22.5, 0.2])
+@pytest.mark.parametrize("tag", [None, 0.0, -15.0])
+def test_tilt_is_taken_from_the_geometry(tilt: float, tag: float | None, tmp_path: Path) -> None:
+    slices = ct(Z, tilt=tilt)
+    for one in slices:
+        if tag is not None:
+            one.GantryDetectorTilt = tag
+    stack = read(write(tmp_path, slices))
+    assert stack.layout.tilt == pytest.approx(abs(tilt), abs=0.01)
+    volume = stack.volume()
+    assert volume.spacing[0] == pytest.approx(5 * np.cos(np.radians(tilt)))
+    axes = volume.affine[:3, :3] / volume.spacing
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-6)  # right angles
+    assert_tells_its_place(volume)
+    # the acquired slices stay what they were
+    np.testing.assert_array_equal(stack.values[3], stored(slices[3]).astype(int) - 1024)
+
+
+def test_a_tilted_head_loses_no_voxel_to_the_canvas(tmp_path: Path) -> None:
+    # tissue up to the edges of every slice, but for a box of air
+    slices = ct(Z, tilt=20, values=lambda points: np.where(in_probe(points), -1000.0, 30.0))
+    volume = read(write(tmp_path, slices)).volume()
+    # the sum over the canvas is what was acquired: linear shifts move values, they lose none
+    acquired = np.stack([stored(one).astype(int) for one in slices]).sum()
+    assert (volume.values.astype(int) + 1024).sum() == pytest.approx(acquired, rel=1e-3)
+
+
+def test_instance_numbers_are_no_geometry(tmp_path: Path) -> None:
+    slices = ct(Z)
+    for one, number in zip(slices, np.random.default_rng(0).permutation(24), strict=True):
+        one.InstanceNumber, one.SliceLocation, one.SliceThickness = int(number) + 1, float(number), 1.25
+    volume = read(write(tmp_path, slices)).volume()
+    assert volume.spacing[0] == pytest.approx(5.0)
+    assert_tells_its_place(volume)
+
+
+@pytest.mark.parametrize("between", [(), (31.1,)])
+def test_two_zones_are_put_on_one_grid(between: tuple[float, ...], tmp_path: Path) -> None:
+    base = 2.5 * np.arange(13)
+    vertex = (between[0] if between else 30.0) + 7.5 * np.arange(1, 13)
+    stack = read(write(tmp_path, ct([*base, *between, *vertex])))
+    assert stack.notes == ("zones of 2.50, 7.50 mm put on one grid",)
+    volume = stack.volume()
+    assert volume.spacing[0] == pytest.approx(2.5, rel=0.02)
+    # first and last slice stay where they were
+    assert volume.world([0, 0, 0])[2] == pytest.approx(0)
+    assert volume.world([len(volume.values) - 1, 0, 0])[2] == pytest.approx(vertex[-1])
+    assert_tells_its_place(volume)
+
+
+def test_tilt_and_zones_and_a_shuffle_together(tmp_path: Path) -> None:
+    z = [*(4.2 * np.arange(14)), *(13 * 4.2 + 1.1 + 7.4 * np.arange(10))]
+    volume = read(write(tmp_path, ct(z, tilt=18.5), seed=3)).volume()
+    assert_tells_its_place(volume)
+
+
+@pytest.mark.parametrize("z", [[*Z[:8], 41.0, *Z[9:]], [*Z[:8], 36.0, *Z[8:]], [0, 5, 11, 18, 26]])
+def test_distances_without_order_are_refused(z: list[float], tmp_path: Path) -> None:
+    assert refusal(write(tmp_path, ct(z))).keys() == {Reason.SPACING}
+
+
+def test_rounded_positions_are_no_fault(tmp_path: Path) -> None:
+    volume = read(write(tmp_path, ct([round(height * 1.25, 1) for height in range(97)]))).volume()
+    assert volume.values.shape[0] == 97
+    assert volume.spacing[0] == pytest.approx(1.25, abs=0.001)
+
+
+def test_a_scout_in_the_series_is_set_apart(tmp_path: Path) -> None:
+    slices = ct(Z)
+    scout = copy.deepcopy(slices[0])
+    scout.SOPInstanceUID, scout.InstanceNumber = "1.2.3.99", 0
+    scout.ImageOrientationPatient, scout.ImageType = [0, 1, 0, 0, 0, -1], ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    stacks, _ = group(scan(write(tmp_path, [scout, *slices])))
+    choice = choose(stacks)
+    assert choice.stack.values.shape[0] == 24
+    assert [one.refusal.reason for one in choice.refused] == [Reason.LOCALIZER]
+    assert_tells_its_place(choice.stack.volume())
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_two_kernels_are_two_series_and_the_soft_one_is_used(apart: bool, tmp_path: Path) -> None:
+    soft, bone = ct(Z), ct(Z, values=lambda points: np.full(points.shape[:-1], 35.0))
+    for index, one in enumerate(bone):
+        one.ConvolutionKernel, one.SOPInstanceUID = "H60s", f"1.2.3.50.{index}"
+        if apart:
+            one.SeriesInstanceUID, one.SeriesNumber = "1.2.3.50", 1
+    stacks, _ = group(scan(write(tmp_path, bone + soft)))
+    choice = choose(stacks)
+    assert choice.series.first.kernel == "H31S"
+    assert choice.reason == "not sharp, unlike the next of 2 usable series"
+    assert_tells_its_place(choice.stack.volume())
+
+
+# --- further faults ---------------------------------------------------------------------------------------------------
+
+
+def test_slices_beside_the_line_are_refused(tmp_path: Path) -> None:
+    slices = ct(Z)
+    slices[7].ImagePositionPatient = [-90, *slices[7].ImagePositionPatient[1:]]
+    assert refusal(write(tmp_path, slices)).keys() == {Reason.POSITIONS}
+
+
+def test_orientation_without_a_right_angle_is_refused(tmp_path: Path) -> None:
+    slices = ct(Z)
+    for one in slices:
+        one.ImageOrientationPatient = [1, 0, 0, 0.3, 0.954, 0]
+    assert refusal(write(tmp_path, slices)).keys() == {Reason.ORIENTATION}
+
+
+def _drop(tag: str) -> Callable[[Dataset], None]:
+    return lambda one: one.__delattr__(tag)
+
+
+def _set(tag: str, value: object) -> Callable[[Dataset], None]:
+    return lambda one: setattr(one, tag, value)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (_drop("ImagePositionPatient"), Reason.HEADER),
+        (_drop("ImageOrientationPatient"), Reason.HEADER),
+        (_drop("PixelSpacing"), Reason.HEADER),
+        (_set("PixelSpacing", [0.0, 0.5]), Reason.HEADER),
+        (_drop("RescaleIntercept"), Reason.RESCALE),
+        (_set("RescaleSlope", 0), Reason.RESCALE),
+        (_set("RescaleSlope", -1), Reason.RESCALE),
+        (_set("RescaleType", "Z_EFF"), Reason.UNIT),
+        (_set("RescaleIntercept", 0), Reason.HU_RANGE),
+        (_set("ImageType", ["DERIVED", "SECONDARY", "REFORMATTED"]), Reason.DERIVED),
+        (_set("BurnedInAnnotation", "YES"), Reason.BURNED_IN),
+        (_set("PhotometricInterpretation", "PALETTE COLOR"), Reason.COLOUR),
+        (_set("SamplesPerPixel", 3), Reason.COLOUR),
+        (_set("SOPClassUID", "1.2.840.10008.5.1.4.1.1.7"), Reason.SECONDARY_CAPTURE),
+        (_set("SOPClassUID", "1.2.840.10008.5.1.4.1.1.128"), Reason.MODALITY),
+        (_set("SOPClassUID", "1.2.840.10008.5.1.4.1.1.66.4"), Reason.MODALITY),
+        (_set("Rows", 71), Reason.PIXELS),
+        (_set("Rows", 65535), Reason.PIXELS),
+        (_set("BitsStored", 17), Reason.HEADER),
+        (_set("BitsAllocated", 1), Reason.HEADER),
+    ],
+)
+def test_faults_of_every_slice_are_refused_by_name(
+    fault: Callable[[Dataset], None], reason: Reason, tmp_path: Path
+) -> None:
+    slices = ct(Z[:6])
+    for one in slices:
+        fault(one)
+    assert refusal(write(tmp_path, slices)).keys() == {reason}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_slices(count: int, tmp_path: Path) -> None:
+    assert refusal(write(tmp_path, ct(Z[:count]))).keys() == {Reason.FEW_SLICES}
+
+
+def test_blank_images_are_refused(tmp_path: Path) -> None:
+    slices = ct(Z, values=lambda points: np.full(points.shape[:-1], -1024.0))
+    assert refusal(write(tmp_path, slices)).keys() == {Reason.BLANK}
+
+
+def test_a_bad_file_fails_its_series_and_no_other(tmp_path: Path) -> None:
+    good, bad = ct(Z), ct(Z, series="1.2.3.20")
+    folder = write(tmp_path, good)
+    write(tmp_path / "other", bad)
+    victim = tmp_path / "other" / "IM0003"
+    victim.write_bytes(victim.read_bytes()[:-500])  # pixels cut short
+    stacks, _ = group(scan(folder))
+    choice = choose(stacks)  # of equals the larger UID goes first
+    assert choice.series.first.series == "1.2.3.10"
+    (aside,) = choice.refused
+    assert aside.series == "1.2.3.20"
+    assert aside.refusal.reason == Reason.PIXELS
+    assert aside.refusal.where.endswith("IM0003")
+    assert refusal(tmp_path / "other").keys() == {Reason.PIXELS}
+
+
+def test_a_damaged_header_fails_its_series_by_name(tmp_path: Path) -> None:
+    slices = ct(Z)
+    folder = write(tmp_path, slices)
+    victim = folder / "IM0003"
+    victim.write_bytes(victim.read_bytes().replace(b"3.0\\3.2 ", b"three\\x ").replace(b"3.0\\3.2", b"threex3"))
+    found = scan(folder)
+    assert [bad.refusal.reason for bad in found.bad] == [Reason.HEADER]
+    assert "PixelSpacing" in found.bad[0].refusal.detail
+    stacks, refused = group(found)
+    assert stacks == []
+    assert {one.refusal.reason for one in refused} == {Reason.HEADER}
+
+
+def test_files_are_found_by_content(tmp_path: Path) -> None:
+    write(tmp_path, ct(Z))
+    (tmp_path / "notes.dcm").write_text("not DICOM at all")
+    (tmp_path / "empty.dcm").write_bytes(b"")
+    first = tmp_path / "IM0000"
+    (tmp_path / "bare").write_bytes(first.read_bytes()[132:])
+    found = scan(tmp_path)
+    assert len(found.headers) == 24
+    assert found.others == 2
+    assert [bad.refusal.reason for bad in found.bad] == [Reason.NO_PREAMBLE]
+
+
+def test_no_reason_is_without_a_hint() -> None:
+    assert HINTS.keys() == set(Reason)
+
+
+def test_mr_is_no_ct(tmp_path: Path) -> None:
+    assert refusal(write(tmp_path, as_mr(ct(Z)))).keys() == {Reason.MODALITY}
