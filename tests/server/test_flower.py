@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -291,7 +292,7 @@ def test_a_run_with_another_bundle_is_refused_and_the_bundle_is_not_fetched(plac
     stop.set()
     thread.join(20)
     assert reply.has_error()
-    assert reply.error.code == 8  # INVALID_FAB
+    assert reply.error.code == ErrorCode.INVALID_FAB
     assert called == []
     assert not hasattr(client, "GetFabRequest"), "there is no way in this module to ask for a bundle"
 
