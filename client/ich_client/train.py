@@ -1,5 +1,6 @@
 """Local training: a stack of models over a hospital's patients by one recipe, with the strategy's client half."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -8,7 +9,9 @@ import torch
 
 from ich_models.batch import Batch
 from ich_models.recipes import Recipe, build_optimizer
-from ich_models.stack import Stack
+from ich_models.stack import Stack, separable
+
+log = logging.getLogger(__name__)
 
 Direction = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor]
 """Tensor name, gradient (F, *shape), weight (F, *shape) -> the gradient to step along."""
@@ -44,6 +47,7 @@ def fit(
     losses: list[torch.Tensor] = []
     sizes: list[int] = []
     rate = 0.0
+    largest: int | None = None
     with torch.random.fork_rng(devices=[]):
         generator = np.random.default_rng(seed)
         # torch.manual_seed would also leave a note, with a traceback, for every kind of accelerator
@@ -56,17 +60,44 @@ def fit(
                 group["lr"] = lr
             for parameter in parameters:
                 parameter.grad = None
-            loss = stack.losses(batch)
-            loss.backward(each)
+            loss, largest = _backward(stack, batch, each, largest)
             if recipe.clip is not None:
                 _clip(stack, recipe.clip)
             if direction is not None:
                 _redirect(stack, direction)
             optimizer.step()
-            losses.append(loss.detach())
+            losses.append(loss)
             sizes.append(len(batch))
             rate += lr
     return Fit(_mean(losses, sizes), rate)
+
+
+def _backward(stack: Stack, batch: Batch, each: torch.Tensor, largest: int | None) -> tuple[torch.Tensor, int | None]:
+    """The gradient of a batch: its loss (F,), and how many patients the device holds at once, once it is known.
+
+    A device that is out of memory gets half as many at a time, down to one, where the loss is the mean of the patients'
+    own: the gradient is then the same to rounding (random layers draw other numbers). Raises torch.OutOfMemoryError
+    elsewhere.
+    """
+    while True:
+        size = len(batch) if largest is None else min(largest, len(batch))
+        sizes = [min(size, len(batch) - start) for start in range(0, len(batch), size)]
+        total = torch.zeros_like(each)
+        try:
+            for part in batch.split(sizes) if len(sizes) > 1 else [batch]:
+                share = len(part) / len(batch)
+                loss = stack.losses(part)
+                (loss if len(sizes) == 1 else loss * share).backward(each)
+                total = loss.detach() if len(sizes) == 1 else total + loss.detach() * share
+        except torch.OutOfMemoryError:
+            if size == 1 or not separable(stack.network):
+                raise
+            largest = (size + 1) // 2
+            log.warning("the device is out of memory with %d patients at once; %d from now on", size, largest)
+            for parameter in stack.parameters.values():
+                parameter.grad = None
+        else:
+            return total, largest
 
 
 def _mean(losses: list[torch.Tensor], sizes: list[int]) -> torch.Tensor:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from ich_models.batch import Batch, Output
-from ich_models.losses import Objective
+from ich_models.losses import Objective, coupled, terms_of
 from ich_models.networks.staged import frozen_modules, frozen_tensors
 
 
@@ -19,6 +19,13 @@ def stackable(network: nn.Module) -> bool:
         for module in network.modules()
         if module not in frozen
     )
+
+
+def separable(network: nn.Module) -> bool:
+    """Whether the loss of a batch is the mean of its patients' own: no term and no layer looks at several patients."""
+    frozen = frozen_modules(network)
+    batch_statistics = (hasattr(module, "track_running_stats") for module in network.modules() if module not in frozen)
+    return not coupled(terms_of(network)) and not any(batch_statistics)
 
 
 class Stack:

@@ -278,3 +278,43 @@ def test_a_clipped_step_is_no_longer_than_the_limit() -> None:
     assert free.norm() > 0.01
     assert clipped.norm() == pytest.approx(0.1 * 0.01, rel=1e-4)
     assert torch.allclose(clipped / clipped.norm(), free / free.norm(), atol=1e-5)
+
+
+# --- a device without enough memory -----------------------------------------------------------------------------------
+
+
+def with_room_for(patients: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A device that holds so many patients at once; the sizes that were tried."""
+    tried: list[int] = []
+    real = Stack.losses
+
+    def losses(stack: Stack, batch: Any, epoch: float = 0.0) -> torch.Tensor:
+        tried.append(len(batch))
+        if len(batch) > patients:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(stack, batch, epoch)
+
+    monkeypatch.setattr(Stack, "losses", losses)
+    return tried
+
+
+@pytest.mark.parametrize("room", [16, 7, 1])
+def test_a_small_device_trains_the_same_in_smaller_pieces(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = {"epochs": 2, "batch": 16}
+    whole = steps(recipe, patients=40)
+    tried = with_room_for(room, monkeypatch)
+    pieces = steps(recipe, patients=40)
+    assert pieces[:2] == whole[:2]
+    assert torch.allclose(pieces[2], whole[2], atol=1e-6)
+    assert max(tried[-20:]) <= room, "what does not fit is tried once"
+
+
+def test_where_patients_depend_on_each_other_there_is_no_smaller_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch statistics of half a batch are others: the hospital says a code instead."""
+    network = {"name": "mlp", "hidden": [4], "normalisation": "batch"}
+    plan = Plan(small.federation(network=network), 42)
+    here = Site(plan, small.hospital("north", 80), tmp_path)
+    with_room_for(7, monkeypatch)
+    assert is_refusal(ask(here, TRAIN, train(here), rows(here))) is Code.RESOURCES
