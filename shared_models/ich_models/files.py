@@ -2,7 +2,9 @@
 
 import json
 import os
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,22 @@ from safetensors.numpy import save
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` so that a crash leaves the old file or the new one, never half of either."""
+    """Write `content` so that a crash leaves the old file or the new one, never half of either.
+
+    Raises OSError, with the path in it, and leaves nothing half-written behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_secret(path: Path, content: bytes) -> None:

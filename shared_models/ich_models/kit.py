@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,7 +108,11 @@ def _members(path: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             names = [entry.filename for entry in entries]
-            if len(set(names)) != len(names) or len(names) > 8 or any(Path(name).name != name for name in names):
+            if (
+                len(set(names)) != len(names)
+                or len(names) > 8
+                or not all(re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name) for name in names)
+            ):
                 raise _wrong(path, "it holds other files than a kit does")
             if sum(entry.file_size for entry in entries) > LARGEST:
                 raise _wrong(path, "it is too large for a kit")
