@@ -41,7 +41,7 @@ from ich_server import checkpoint
 from ich_server.checkpoint import Progress
 from ich_server.members import Member, meet
 from ich_server.rounds import MALFORMED, Failure, Quarantine, Request, exchange, read
-from ich_strategies.aggregate import WeightedMeans, fault
+from ich_strategies.aggregate import Buffered, WeightedMeans, fault
 from ich_strategies.plan import Plan
 
 FIXED_THRESHOLD: Final = 0.5
@@ -192,7 +192,7 @@ class _Study:
         """
         number, rounds = self.progress.round + 1, self.plan.federation.training.rounds
         when, final = f"round {number}", number == rounds
-        means, validation = WeightedMeans(), WeightedMeans()
+        means, validation = self._means(), WeightedMeans()
         quarantined: list[Quarantine] = []
         requests = self._to_learners(
             lambda folds: TrainTask(
@@ -304,6 +304,13 @@ class _Study:
             largest_norm=checks.update_norm,
             largest_state=checks.state_norm,
         )
+
+    def _means(self) -> WeightedMeans:
+        """What updates are folded into: running means, or a buffer for a strategy that must see them all."""
+        if not self.plan.strategy.buffers:
+            return WeightedMeans()
+        starts = dict(zip(self.names, self.progress.rows[WEIGHTS], strict=True))
+        return Buffered(lambda fold, rows, patients: self.plan.strategy.combine(starts[fold], rows, patients))
 
     def _patients(self, fold: str, hospital: str) -> int:
         """Training patients of a fold at a hospital, as stated before round 1."""

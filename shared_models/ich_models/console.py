@@ -1,5 +1,6 @@
 """What the three commands share: a typer application run so that an error is words and an exit code, not a traceback."""
 
+import logging
 import sys
 from typing import NoReturn
 
@@ -23,6 +24,7 @@ def run(app: typer.Typer) -> None:
     Only the project's own errors and the operating system's are put into words; anything else is a defect of ours, and
     its traceback is what the report of it needs.
     """
+    logging.getLogger("flwr").setLevel(logging.WARNING)  # its own accounts of what it does
     try:
         app()
     except IchError as error:

@@ -89,7 +89,47 @@ class FedBN(Options):
             )
 
 
+class FedMedian(Options):
+    """Coordinate-wise median (Yin et al. 2018), by Flower. Hospitals count alike, whatever their size."""
+
+    name: Literal["fedmedian"]
+
+
+class FedTrimmedAvg(Options):
+    """Coordinate-wise trimmed mean (Yin et al. 2018), by Flower. Hospitals count alike, whatever their size."""
+
+    name: Literal["fedtrimmedavg"]
+    beta: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    """Share of the hospitals that is cut at either end."""
+
+
+class Krum(Options):
+    """The one update that is nearest to its neighbours (Blanchard et al. 2017), by Flower."""
+
+    name: Literal["krum"]
+    num_malicious_nodes: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Hospitals that may send anything."""
+
+
+class MultiKrum(Options):
+    """The mean of the updates that are nearest to their neighbours (Blanchard et al. 2017), by Flower."""
+
+    name: Literal["multikrum"]
+    num_malicious_nodes: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Hospitals that may send anything."""
+    num_nodes_to_select: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Updates that are averaged, by patients."""
+
+
+class Bulyan(Options):
+    """Krum's choice, then a trimmed mean (El Mhamdi et al. 2018), by Flower. Needs 4 f + 3 hospitals for f malicious."""
+
+    name: Literal["bulyan"]
+    num_malicious_nodes: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Hospitals that may send anything."""
+
+
 StrategyOptions = Annotated[
-    FedAvg | FedProx | Scaffold | FedAvgM | FedOpt | FedBN,
+    FedAvg | FedProx | Scaffold | FedAvgM | FedOpt | FedBN | FedMedian | FedTrimmedAvg | Krum | MultiKrum | Bulyan,
     Field(discriminator="name"),
 ]

@@ -1,6 +1,6 @@
 """Updates to one mean: each is checked, folded into a running sum and dropped, so memory does not grow with hospitals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
 import numpy as np
@@ -89,3 +89,27 @@ class WeightedMeans:
         """The means of one fold, whose sums are given up."""
         total = self.weights[fold]
         return {name: (sums / total).astype(self._dtypes[name]) for name, sums in self._sums.pop(fold).items()}
+
+
+Combine = Callable[[str, Sequence[NDArray[np.floating]], Sequence[int]], NDArray[np.floating]]
+"""Fold, its hospitals' weights (size,) in the order of `add`, their patients -> what stands in place of the mean."""
+
+
+class Buffered(WeightedMeans):
+    """The same, but the weights are kept one by one and combined at once; everything else is a mean as before."""
+
+    def __init__(self, combine: Combine) -> None:
+        super().__init__()
+        self._combine = combine
+        self._kept: dict[str, list[tuple[NDArray[np.floating], int]]] = {}
+
+    def add(self, folds: Sequence[str], rows: Mapping[str, NDArray[np.floating]], patients: Sequence[int]) -> None:
+        """Keep one update's weights, and fold the rest of it in."""
+        for index, (fold, count) in enumerate(zip(folds, patients, strict=True)):
+            self._kept.setdefault(fold, []).append((rows[WEIGHTS][index].copy(), count))
+        super().add(folds, {name: block for name, block in rows.items() if name != WEIGHTS}, patients)
+
+    def mean(self, fold: str) -> dict[str, NDArray[np.floating]]:
+        """What is combined, and the means of the rest."""
+        kept, counts = zip(*self._kept.pop(fold), strict=True)
+        return {WEIGHTS: self._combine(fold, kept, counts), **super().mean(fold)}

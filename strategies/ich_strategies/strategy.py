@@ -1,6 +1,6 @@
 """What a federated algorithm is: a client half, applied at the hospital, and a server half, applied to the mean update."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,7 +30,8 @@ class Report:
 class Strategy:
     """Federated averaging, and the places where an algorithm may differ from it.
 
-    Client half: `local`, `direction`, `report` with `returns` and `keeps`. Server half: `start`, `sends`, `step`.
+    Client half: `local`, `direction`, `report` with `returns` and `keeps`. Server half: `start`, `sends`, `step`, and `buffers` with `combine` for
+    an algorithm that must see every update at once.
     A subclass overrides what its paper changes and nothing else; see docs/extending.md.
     """
 
@@ -72,6 +73,18 @@ class Strategy:
     def sends(self) -> tuple[str, ...]:
         """Names of the server's state that clients receive beside the weights."""
         return ()
+
+    @property
+    def buffers(self) -> bool:
+        """Whether the server keeps every update of a round for `combine`, in place of a running mean."""
+        return False
+
+    def combine(self, start: Row, rows: Sequence[Row], patients: Sequence[int]) -> Row:
+        """For a strategy that buffers: what stands in place of the mean of the hospitals' weights, each (size,).
+
+        Raises RunError if these are too few to be combined.
+        """
+        raise NotImplementedError
 
     def step(self, weights: Row, mean: State, state: State, share: float) -> tuple[Row, State]:
         """New weights and state of one fold from the patient-weighted mean of what the clients sent.

@@ -25,6 +25,7 @@ from ich_strategies.fedavgm import FedAvgM
 from ich_strategies.fedbn import FedBN
 from ich_strategies.fedopt import SECOND_MOMENTS, FedOpt
 from ich_strategies.fedprox import FedProx
+from ich_strategies.flower_strategies import FLOWERS, FlowerStrategy
 from ich_strategies.plan import Plan
 from ich_strategies.registry import _STRATEGIES, build
 from ich_strategies.scaffold import Scaffold
@@ -472,6 +473,9 @@ def test_every_option_builds_its_strategy(name: str) -> None:
     options = TypeAdapter(StrategyOptions).validate_python({"name": name, **REQUIRED.get(name, {})})
     strategy = build(options)
     assert type(options) is NAMED[name]
+    if isinstance(strategy, FlowerStrategy):
+        assert strategy == FlowerStrategy(name, options.model_dump(exclude={"name"}))
+        return
     assert type(strategy).__name__ == type(options).__name__
     for key, value in options.model_dump(exclude={"name"}).items():
         assert getattr(strategy, key) == value
@@ -480,7 +484,7 @@ def test_every_option_builds_its_strategy(name: str) -> None:
 
 
 def test_every_registered_name_is_an_option() -> None:
-    assert {*_STRATEGIES, *SECOND_MOMENTS} == NAMED.keys()
+    assert {*_STRATEGIES, *SECOND_MOMENTS, *FLOWERS} == NAMED.keys()
     assert not _STRATEGIES.keys() & SECOND_MOMENTS.keys()
 
 
