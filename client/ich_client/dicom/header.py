@@ -16,8 +16,8 @@ from ich_client.dicom.reasons import Reason, Refusal
 Vector = tuple[float, float, float]
 
 _CLASS: Final = "1.2.840.10008.5.1.4.1.1."
-VOLUMES: Final = frozenset(_CLASS + end for end in ("2", "2.1", "2.2", "4", "4.1", "4.4"))
-"""CT and MR image storage: classic, enhanced, legacy converted enhanced."""
+VOLUMES: Final = {_CLASS + end: "CT" if end[0] == "2" else "MR" for end in ("2", "2.1", "2.2", "4", "4.1", "4.4")}
+"""CT and MR image storage (classic, enhanced, legacy converted enhanced), and their modality."""
 RADIOGRAPHS: Final = frozenset(_CLASS + end for end in ("1", "1.1", "1.1.1"))
 """CR; DX for presentation and for processing."""
 SECONDARY_CAPTURE: Final = _CLASS + "7"
@@ -145,7 +145,7 @@ def headers(dataset: Dataset, path: Path, pixels_at: int = 0) -> list[Header]:
 
     Of what is no image that is read here, one header with what can be read: it is refused for what it is.
     """
-    if str(dataset.get("SOPClassUID", "")) not in VOLUMES | RADIOGRAPHS:
+    if str(dataset.get("SOPClassUID", "")) not in VOLUMES.keys() | RADIOGRAPHS:
         return [_header(_Reader([dataset], lenient=True), path, None, 1, pixels_at)]
     frames = _Reader([dataset]).whole("NumberOfFrames") or 1
     shared, each = (dataset.get(f"{kind}FunctionalGroupsSequence") for kind in ("Shared", "PerFrame"))
@@ -258,7 +258,9 @@ def _several(value: Any) -> Sequence[Any]:
 def _header(reader: _Reader, path: Path, frame: int | None, frames: int, pixels_at: int) -> Header:
     dataset = reader.places[-1]
     orientation = reader.numbers("ImageOrientationPatient", 6)
-    spacing = reader.numbers("PixelSpacing", 2) or reader.numbers("ImagerPixelSpacing", 2)
+    spacing = reader.numbers("PixelSpacing", 2)
+    if spacing is None and reader.text("SOPClassUID") in RADIOGRAPHS:
+        spacing = reader.numbers("ImagerPixelSpacing", 2)  # at the detector; a slice has no such thing
     if spacing is not None and not all(1e-3 < mm < 100 for mm in spacing):
         reader.fault(f"PixelSpacing is {spacing[0]:g} x {spacing[1]:g} mm")
     rows, columns = (reader.whole(keyword) or 0 for keyword in ("Rows", "Columns"))
@@ -282,7 +284,7 @@ def _header(reader: _Reader, path: Path, frame: int | None, frames: int, pixels_
         series_number=int(reader.loose("SeriesNumber") or 0),
         description=" ".join(text.split()),
         burned_in=reader.text("BurnedInAnnotation").upper() == "YES",
-        contrast=bool(reader.text("ContrastBolusAgent")),
+        contrast=reader.text("ContrastBolusAgent").upper() not in ("", "NONE", "NO"),
         kernel="\\".join(reader.texts("ConvolutionKernel")),
         acquisition=_int(reader.loose("AcquisitionNumber")),
         time_point=_int(reader.loose("TemporalPositionIdentifier") or reader.loose("TemporalPositionIndex")),

@@ -18,6 +18,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
+    JPEGExtended12Bit,
     JPEGLSTransferSyntaxes,
     RLELossless,
 )
@@ -112,7 +113,8 @@ def _array(header: Header) -> NDArray[Any]:
         available = get_decoder(header.syntax).is_available
     except NotImplementedError:
         available = False
-    if not available:
+    # Lossy JPEG of 12 bits is announced, but pydicom lets GDCM decode 8 bits only, and no other free decoder does it.
+    if not available or (header.syntax == JPEGExtended12Bit and header.bits[1] > 8):
         raise Refusal(Reason.DECODER, f"transfer syntax {UID(header.syntax).name}", place)
     size = header.rows * header.columns * header.frames * header.bits[0] // 8
     if size > MOST_BYTES:

@@ -85,7 +85,7 @@ def _without_collisions(part: list[Header]) -> list[list[Header]]:
     if _collide(part):
         for key in (lambda header: header.acquisition, lambda header: header.time_point):
             pieces = list(_by(part, key).values())
-            if len(pieces) > 1 and not any(_collide(piece) for piece in pieces):
+            if len(pieces) > 1 and max(map(len, pieces)) >= 3 and not any(_collide(piece) for piece in pieces):
                 return pieces
     return [part]
 
@@ -135,10 +135,12 @@ def check_kind(series: Series, named: bool = False) -> None:
     kind = " ".join(first.image_type)
     if first.sop_class.startswith(SECONDARY_CAPTURE):
         raise Refusal(Reason.SECONDARY_CAPTURE, "secondary capture", where)
-    if first.sop_class not in VOLUMES | RADIOGRAPHS:
+    if first.sop_class not in VOLUMES.keys() | RADIOGRAPHS:
         if first.rows == 0 or first.modality in ("SR", "PR", "KO", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "DOC"):
             raise Refusal(Reason.NOT_AN_IMAGE, f"{first.modality or 'no modality'} object", where)
         raise Refusal(Reason.MODALITY, f"modality {first.modality or 'not stated'}", where)
+    if VOLUMES.get(first.sop_class, first.modality) != first.modality:
+        raise Refusal(Reason.HEADER, "Modality is not that of the SOPClassUID", where)
     if any(header.burned_in for header in series.headers):
         raise Refusal(Reason.BURNED_IN, "BurnedInAnnotation is YES", where)
     if first.samples != 1 or first.photometric not in ("MONOCHROME1", "MONOCHROME2"):

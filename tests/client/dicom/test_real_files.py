@@ -238,6 +238,12 @@ def test_truncated_pixels_are_refused() -> None:
     assert caught.value.reason == Reason.PIXELS
 
 
+def test_lossy_jpeg_of_twelve_bits_has_no_decoder() -> None:
+    with pytest.raises(Refusal) as caught:
+        next(stored([header(bundled("JPGExtended.dcm"))]))
+    assert caught.value.reason == Reason.DECODER
+
+
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

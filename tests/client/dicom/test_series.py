@@ -103,6 +103,43 @@ def test_a_slice_twice_is_dropped(tmp_path: Path) -> None:
     assert_tells_its_place(stack.volume())
 
 
+def test_a_folder_that_holds_everything_twice(tmp_path: Path) -> None:
+    write(tmp_path / "a", ct(Z, tilt=12))
+    write(tmp_path / "copy of a", ct(Z, tilt=12))
+    stack = read(tmp_path)
+    assert stack.notes[0] == "24 duplicates dropped"
+    assert_tells_its_place(stack.volume())
+
+
+def test_a_repeated_acquisition_is_a_series_of_its_own(tmp_path: Path) -> None:
+    slices, again = ct(Z), ct(Z[3:6], values=lambda points: np.full(points.shape[:-1], 35.0))
+    for index, one in enumerate(again):
+        one.AcquisitionNumber, one.SOPInstanceUID = 2, f"1.2.3.50.{index}"
+    stack = read(write(tmp_path, slices + again))
+    assert stack.notes == ()
+    assert_tells_its_place(stack.volume())
+
+
+def test_acquisition_numbers_that_change_with_every_slice_part_nothing(tmp_path: Path) -> None:
+    slices = ct(Z)
+    for number, one in enumerate(slices):
+        one.AcquisitionNumber = number
+    assert len(read(write(tmp_path / "a", slices)).values) == 24
+    other = copy.deepcopy(slices[5])
+    other.SOPInstanceUID, other.AcquisitionNumber = "1.2.3.99", 99
+    set_pixels(other, stored(other)[::-1].copy())
+    assert refusal(write(tmp_path / "b", [*slices, other])).keys() == {Reason.DUPLICATES}
+
+
+def test_kernels_of_zones_that_follow_each_other_are_one_head(tmp_path: Path) -> None:
+    slices = ct(Z)
+    for one in slices[:8]:
+        one.ConvolutionKernel, one.ImageType = "H40s", ["ORIGINAL", "PRIMARY", "AXIAL", "ADD"]
+    stack = read(write(tmp_path, slices))
+    assert len(stack.values) == 24
+    assert_tells_its_place(stack.volume())
+
+
 def test_two_images_at_one_place_are_refused(tmp_path: Path) -> None:
     slices = ct(Z)
     other = copy.deepcopy(slices[5])
@@ -255,6 +292,7 @@ def _set(tag: str, value: object) -> Callable[[Dataset], None]:
         (_set("SOPClassUID", "1.2.840.10008.5.1.4.1.1.7"), Reason.SECONDARY_CAPTURE),
         (_set("SOPClassUID", "1.2.840.10008.5.1.4.1.1.128"), Reason.MODALITY),
         (_set("SOPClassUID", "1.2.840.10008.5.1.4.1.1.66.4"), Reason.MODALITY),
+        (_set("Modality", "MR"), Reason.HEADER),
         (_set("Rows", 71), Reason.PIXELS),
         (_set("Rows", 65535), Reason.PIXELS),
         (_set("BitsStored", 17), Reason.HEADER),
