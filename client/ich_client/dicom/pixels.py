@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
@@ -18,11 +19,15 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSTransferSyntaxes,
     RLELossless,
 )
 
+from ich_client.dicom import jpeg
 from ich_client.dicom.header import Header
 from ich_client.dicom.reasons import Reason, Refusal
 from ich_models.volume import AIR
@@ -34,6 +39,8 @@ MOST_VOXELS: Final = 2**29
 _HIGHEST: Final = np.iinfo(np.int16).max
 _MOST_PADDING: Final = 2**16
 """Bytes of zeros that may follow the pixels."""
+_TRUSTING: Final = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
+"""Transfer syntaxes whose decoder ends the program if it meets certain damage."""
 _NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 _PIXEL_TAGS: Final[list[Any]] = [
@@ -122,6 +129,10 @@ def _array(header: Header) -> NDArray[Any]:
     if header.syntax in _NATIVE:
         return _native(header, size)
     dataset = pydicom.dcmread(header.path, specific_tags=_PIXEL_TAGS)
+    if header.syntax in _TRUSTING:
+        for frame in generate_frames(dataset.PixelData, number_of_frames=header.frames):
+            if wrong := jpeg.fault(frame, header.rows, header.columns, header.bits[0]):
+                raise Refusal(Reason.PIXELS, wrong, place)
     # Padding may stand outside of the stored bits, so these are set right after it was found.
     return pixel_array(dataset, raw=True, decoding_plugin=decoder(header.syntax), correct_unused_bits=False)
 
