@@ -1,6 +1,7 @@
 """Each fault of a series: the right volume, or a refusal by name; never a volume that is silently wrong."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -365,3 +366,8 @@ def test_no_reason_is_without_a_hint() -> None:
 
 def test_mr_is_no_ct(tmp_path: Path) -> None:
     assert refusal(write(tmp_path, as_mr(ct(Z)))).keys() == {Reason.MODALITY}
+
+
+def test_every_reason_is_in_the_handbook(repository: Path) -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \|", (repository / "docs" / "images.md").read_text(), re.MULTILINE)
+    assert rows == [reason.value for reason in Reason]
