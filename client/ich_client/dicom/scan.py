@@ -37,12 +37,15 @@ class Scan:
     others: int
 
 
-def files(root: Path) -> Iterator[Path]:
-    """Every file below a folder (or the file itself), in the order of their names; links to folders are not followed."""
+def files(root: Path, failed: Callable[[OSError], None] = lambda error: None) -> Iterator[Path]:
+    """Every file below a folder (or the file itself), in the order of their names; links to folders are not followed.
+
+    `failed` is told of each folder that cannot be opened, the first included.
+    """
     if root.is_file():
         yield root
         return
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=failed):
         folders.sort()
         yield from (Path(folder, name) for name in sorted(names))
 
@@ -54,7 +57,7 @@ def scan(root: Path, watch: Callable[[Path], None] = lambda path: None) -> Scan:
     others = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of every value that breaks a rule; what matters is checked here
-        for path in files(root):
+        for path in files(root, lambda error: bad.append(Bad(_unreadable(error, error.filename)))):
             watch(path)
             read = read_file(path)
             if read is None:
@@ -82,9 +85,13 @@ def read_file(path: Path) -> list[Header] | Bad | None:
     except Refusal as refusal:
         return Bad(refusal.at(str(path)), *_identity(dataset))
     except OSError as error:
-        return Bad(Refusal(Reason.UNREADABLE, error.strerror or type(error).__name__, str(path)))
+        return Bad(_unreadable(error, path))
     except Exception as error:  # a damaged header makes pydicom raise whatever its parser meets
         return Bad(Refusal(Reason.UNREADABLE, f"not a whole header ({type(error).__name__})", str(path)))
+
+
+def _unreadable(error: OSError, path: Path | str) -> Refusal:
+    return Refusal(Reason.UNREADABLE, error.strerror or type(error).__name__, str(path))
 
 
 def _bare(start: bytes) -> bool:
