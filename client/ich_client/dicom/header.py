@@ -192,9 +192,13 @@ class _Reader:
                 continue
             try:
                 raw = place.get_item(tag)
-                if isinstance(raw, RawDataElement) and raw.VR in _ASCII and raw.value:
+                if not isinstance(raw, RawDataElement) or not raw.value:
+                    value: Any = place[tag].value
+                elif raw.VR == "US" and len(raw.value) == 2:
+                    value = int.from_bytes(raw.value, "little" if raw.is_little_endian else "big")
+                elif raw.VR in _ASCII:
                     parts = [part.strip(" \0") for part in raw.value.decode("ascii").split("\\")]
-                    value: Any = parts[0] if len(parts) == 1 else parts
+                    value = parts[0] if len(parts) == 1 else parts
                 else:
                     value = place[tag].value
             except Exception:  # pydicom converts on access and raises whatever the damaged value leads to
@@ -219,7 +223,7 @@ class _Reader:
         if value is None:
             return None
         try:
-            numbers = tuple(float(part) for part in _several(value))
+            numbers = tuple(map(_float, _several(value)))
         except (TypeError, ValueError):
             numbers = ()
         if len(numbers) != count or not all(math.isfinite(number) and abs(number) < 1e6 for number in numbers):
@@ -235,7 +239,7 @@ class _Reader:
         """The first of one or more numbers, or None if there is none that can be read: for what only helps to choose."""
         try:
             value = next(iter(_several(self.get(keyword))), None)
-            number = math.nan if value is None else float(value)
+            number = math.nan if value is None else _float(value)
         except (Refusal, TypeError, ValueError):
             return None
         return number if math.isfinite(number) else None
@@ -246,6 +250,13 @@ class _Reader:
             self.fault(f"{keyword} is not a whole number")
             return None
         return None if number is None else int(number)
+
+
+def _float(value: Any) -> float:
+    """Python takes 1_5 for 15; DICOM does not."""
+    if isinstance(value, str) and "_" in value:
+        raise ValueError(value)
+    return float(value)
 
 
 def _several(value: Any) -> Sequence[Any]:

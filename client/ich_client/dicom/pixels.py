@@ -165,7 +165,9 @@ def physical(image: NDArray[Any], header: Header, out: NDArray[Any]) -> None:
     hounsfield = out.dtype == np.int16
     slope, intercept = scale(header)
     nothing = None
-    if header.padding is not None:
+    # Padding that lies below the scale is cut off with the rest, unless it stands in bits that are not values.
+    lowest = hounsfield and header.bits[0] == header.bits[1]
+    if header.padding is not None and not (lowest and header.padding[1] * slope + intercept <= AIR):
         low, high = header.padding
         nothing = (image >= low) & (image <= high) if low != high else image == low
     values = own_bits(image, header)
@@ -180,7 +182,7 @@ def physical(image: NDArray[Any], header: Header, out: NDArray[Any]) -> None:
         np.multiply(values, np.float32(slope), out=out)
         out += np.float32(intercept)
     if nothing is not None:
-        out[nothing] = AIR if hounsfield else 0
+        np.putmask(out, nothing, AIR if hounsfield else 0)
 
 
 def scale(header: Header) -> tuple[float, float]:

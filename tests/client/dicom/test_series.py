@@ -353,11 +353,13 @@ def test_a_bad_file_fails_its_series_and_no_other(tmp_path: Path) -> None:
     assert refusal(tmp_path / "other").keys() == {Reason.PIXELS}
 
 
-def test_a_damaged_header_fails_its_series_by_name(tmp_path: Path) -> None:
-    slices = ct(Z)
-    folder = write(tmp_path, slices)
+@pytest.mark.parametrize("damage", [b"x.0\\3.2 ", b"3_0\\3.2 ", b"3.0\\nan ", b"3.0x3.2 ", b"3.0\\-3. "])
+def test_a_damaged_header_fails_its_series_by_name(damage: bytes, tmp_path: Path) -> None:
+    folder = write(tmp_path, ct(Z))
     victim = folder / "IM0003"
-    victim.write_bytes(victim.read_bytes().replace(b"3.0\\3.2 ", b"three\\x ").replace(b"3.0\\3.2", b"threex3"))
+    content = victim.read_bytes()
+    assert content.count(b"3.0\\3.2 ") == 1
+    victim.write_bytes(content.replace(b"3.0\\3.2 ", damage))
     found = scan(folder)
     assert [bad.refusal.reason for bad in found.bad] == [Reason.HEADER]
     assert "PixelSpacing" in found.bad[0].refusal.detail
