@@ -41,6 +41,8 @@ _MOST_PADDING: Final = 2**16
 """Bytes of zeros that may follow the pixels."""
 _TRUSTING: Final = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
 """Transfer syntaxes whose decoder ends the program if it meets certain damage."""
+_WITH_END: Final = (*_TRUSTING, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+"""Transfer syntaxes whose frames end with the marker FFD9."""
 _NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 _PIXEL_TAGS: Final[list[Any]] = [
@@ -129,9 +131,13 @@ def _array(header: Header) -> NDArray[Any]:
     if header.syntax in _NATIVE:
         return _native(header, size)
     dataset = pydicom.dcmread(header.path, specific_tags=_PIXEL_TAGS)
-    if header.syntax in _TRUSTING:
+    if header.syntax in _WITH_END:
         for frame in generate_frames(dataset.PixelData, number_of_frames=header.frames):
-            if wrong := jpeg.fault(frame, header.rows, header.columns, header.bits[0]):
+            # Decoders make up what is missing at the end.
+            if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+                raise Refusal(Reason.PIXELS, "its compressed pixels end early", place)
+            wrong = header.syntax in _TRUSTING and jpeg.fault(frame, header.rows, header.columns, header.bits[0])
+            if wrong:
                 raise Refusal(Reason.PIXELS, wrong, place)
     # Padding may stand outside of the stored bits, so these are set right after it was found.
     return pixel_array(dataset, raw=True, decoding_plugin=decoder(header.syntax), correct_unused_bits=False)

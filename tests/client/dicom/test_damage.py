@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from phantom import ct, in_probe, ramp, write
+from pydicom import dcmread
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from ich_client.dicom.choose import choose
@@ -229,6 +231,26 @@ def test_damaged_pixel_data(syntax: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_damaged_pixel_data_at_length(syntax: str, tmp_path: Path) -> None:
     pixel_campaign(tmp_path, syntax, 4000, 2)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.97])
+def test_pixel_data_cut_short_are_refused(syntax: str, kept: float, tmp_path: Path) -> None:
+    """The lengths that the file states fit what is left: nothing but the pixels themselves tell."""
+    path = head(tmp_path, syntax)[5]
+    one = dcmread(path)
+    if syntax == "plain":
+        one.PixelData = one.PixelData[: int(len(one.PixelData) * kept)]
+    else:
+        (frame,) = generate_frames(one.PixelData, number_of_frames=1)
+        short = frame[: int(len(frame) * kept) // 2 * 2]
+        one.PixelData = encapsulate([short])
+    one.save_as(path)
+    found = read_file(path)
+    assert isinstance(found, list)
+    with pytest.raises(Refusal) as caught:
+        next(stored(found))
+    assert caught.value.reason == Reason.PIXELS
 
 
 def test_a_header_that_asks_for_too_much_is_refused(tmp_path: Path) -> None:

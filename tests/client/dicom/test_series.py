@@ -193,6 +193,19 @@ def test_tilt_is_taken_from_the_geometry(tilt: float, tag: float | None, tmp_pat
     np.testing.assert_array_equal(stack.values[3], stored(slices[3]).astype(int) - 1024)
 
 
+@pytest.mark.parametrize("sideways", [0.3, -0.5])
+def test_a_shear_to_the_side_is_undone_too(sideways: float, tmp_path: Path) -> None:
+    """Both ways at once, as no gantry does and as geometry allows."""
+    x, y, z = np.eye(3)
+    corners = [
+        np.array([-100.8, -96.5, 0]) + number * (5 * z + 5 * sideways * x - 2 * sideways * y) for number in range(24)
+    ]
+    slices = acquired(corners, x, y, rows=72, columns=64, spacing=(3.0, 3.2))
+    stack = read(write(tmp_path, slices))
+    assert stack.layout.tilt == pytest.approx(np.degrees(np.arctan(abs(sideways) * np.hypot(1, 0.4))))
+    assert_tells_its_place(stack.volume())
+
+
 def test_a_tilted_head_loses_no_voxel_to_the_canvas(tmp_path: Path) -> None:
     # tissue up to the edges of every slice, but for a box of air
     slices = ct(Z, tilt=20, values=lambda points: np.where(in_probe(points), -1000.0, 30.0))
@@ -231,7 +244,15 @@ def test_tilt_and_zones_and_a_shuffle_together(tmp_path: Path) -> None:
     assert_tells_its_place(volume)
 
 
-@pytest.mark.parametrize("z", [[*Z[:8], 41.0, *Z[9:]], [*Z[:8], 36.0, *Z[8:]], [0, 5, 11, 18, 26]])
+@pytest.mark.parametrize(
+    "z",
+    [
+        [*(2.5 * np.arange(9)), 23.5, 28.0, *(35.5 + 7.5 * np.arange(9))],
+        [*Z[:8], 41.0, *Z[9:]],
+        [*Z[:8], 36.0, *Z[8:]],
+        [0, 5, 11, 18, 26],
+    ],
+)
 def test_distances_without_order_are_refused(z: list[float], tmp_path: Path) -> None:
     assert refusal(write(tmp_path, ct(z))).keys() == {Reason.SPACING}
 
@@ -252,6 +273,16 @@ def test_a_scout_in_the_series_is_set_apart(tmp_path: Path) -> None:
     assert choice.stack.values.shape[0] == 24
     assert [one.refusal.reason for one in choice.refused] == [Reason.LOCALIZER]
     assert_tells_its_place(choice.stack.volume())
+
+
+def test_a_localiser_of_the_same_direction_is_set_apart(tmp_path: Path) -> None:
+    slices, scouts = ct(Z), ct([-60.0, -40.0, -20.0])
+    for index, one in enumerate(scouts):
+        one.SOPInstanceUID, one.ImageType = f"1.2.3.50.{index}", ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    stacks, _ = group(scan(write(tmp_path, slices + scouts)))
+    choice = choose(stacks)
+    assert len(choice.stack.values) == 24
+    assert [one.refusal.reason for one in choice.refused] == [Reason.LOCALIZER]
 
 
 @pytest.mark.parametrize("apart", [True, False])
