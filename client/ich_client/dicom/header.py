@@ -53,6 +53,7 @@ _KEYWORDS: Final = [
     "RepetitionTime",
     "InversionTime",
     "DiffusionBValue",
+    "DiffusionDirectionality",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
@@ -80,8 +81,10 @@ _ASCII: Final = ("CS", "DS", "IS", "UI")
 _IN_FRAMES: Final = ("FrameType", "TemporalPositionIndex", "EffectiveEchoTime", "InversionTimes")
 """What only frames of a multi-frame file have."""
 _TAG_OF: Final = {keyword: Tag(keyword) for keyword in (*_KEYWORDS, *_IN_FRAMES)}
+_PHILIPS_DIRECTION: Final = Tag(0x2001, 0x1004)
 TAGS: Final[list[Any]] = [
     *(_TAG_OF[keyword] for keyword in _KEYWORDS),
+    _PHILIPS_DIRECTION,
     *(Tag(tag) for _, group, element in _PRIVATE_B for tag in ((group, 0x0010), (group, 0x1000 + element))),
 ]
 """The tags that a scan reads; the rest of a header is skipped."""
@@ -119,6 +122,7 @@ class Header:
     repetition_time: float | None
     inversion_time: float | None
     b_value: float | None
+    isotropic: bool | None  # of diffusion: all directions together, or one; None if not stated
     position: Vector | None
     orientation: tuple[Vector, Vector] | None
     spacing: tuple[float, float] | None
@@ -304,6 +308,7 @@ def _header(reader: _Reader, path: Path, frame: int | None, frames: int, pixels_
         repetition_time=reader.loose("RepetitionTime"),
         inversion_time=reader.loose("InversionTime") or reader.loose("InversionTimes"),
         b_value=_b_value(reader, dataset),
+        isotropic=_isotropic(reader, dataset),
         position=_vector(reader.numbers("ImagePositionPatient", 3)),
         orientation=None if orientation is None else (_three(orientation[:3]), _three(orientation[3:])),
         spacing=None if spacing is None else (spacing[0], spacing[1]),
@@ -363,6 +368,20 @@ def _b_value(reader: _Reader, dataset: Dataset) -> float | None:
         if number is not None and math.isfinite(number) and number >= 0:
             return number % 1e9 % 1e5 if group == 0x0043 else number
     return None
+
+
+def _isotropic(reader: _Reader, dataset: Dataset) -> bool | None:
+    """The standard's element, else that of Philips: I is isotropic, P, M, S and O are directions, N is none."""
+    words = reader.text("DiffusionDirectionality").upper()
+    if not words and _PHILIPS_DIRECTION in dataset:
+        try:
+            value = dataset[_PHILIPS_DIRECTION].value
+            words = (value.decode("ascii") if isinstance(value, bytes) else str(value)).strip().upper()[:1]
+        except Exception:  # a damaged private element says nothing
+            return None
+    return {"ISOTROPIC": True, "I": True, "DIRECTIONAL": False, "P": False, "M": False, "S": False, "O": False}.get(
+        words
+    )
 
 
 def _private(value: Any) -> float | None:

@@ -68,7 +68,15 @@ def _kind(header: Header) -> tuple[object, ...]:
     """What all images of a stack share exactly. Not exposure: it is modulated from slice to slice."""
     b_value = None if header.b_value is None else round(header.b_value)
     image = (header.sop_class, header.rows, header.columns, header.samples, header.image_type[:2])
-    return *image, "LOCALIZER" in header.image_type, header.contrast, header.echo, header.echo_time, b_value
+    return (
+        *image,
+        "LOCALIZER" in header.image_type,
+        header.contrast,
+        header.echo,
+        header.echo_time,
+        b_value,
+        header.isotropic,
+    )
 
 
 def _parts(headers: Sequence[Header]) -> Iterable[list[Header]]:
