@@ -86,6 +86,33 @@ def test_slices_in_any_direction(kind: str, tmp_path: Path) -> None:
     assert_tells_its_place(volume, upright=kind != "askew")
 
 
+@pytest.mark.parametrize("kind", ["straight", "tilted", "askew"])
+def test_a_volume_is_brought_back_to_the_acquired_slices(kind: str, tmp_path: Path) -> None:
+    """There and back: a mask found in the volume lands on the slices that it came from."""
+    slices = ct(Z, tilt=15 if kind == "tilted" else 0)
+    if kind == "askew":
+        for number, one in enumerate(slices):
+            one.ImageOrientationPatient = [0.8, 0.6, 0, -0.6, 0.8, 0]
+            one.ImagePositionPatient = [10, -140, 5.0 * (23 - number)]
+    stack = read(write(tmp_path, slices))
+    volume = stack.volume()
+    back = stack.sample(volume)
+    assert back.dtype == np.int16
+    if kind == "tilted":  # two linear shifts: a smooth place is as it was
+        smooth = (stack.values > 1200) & (stack.values < 1800)
+        smooth[:, 1:-1] &= np.abs(stack.values[:, 2:].astype(int) - stack.values[:, :-2]) < 40
+        smooth &= np.roll(smooth, 1, 1) & np.roll(smooth, -1, 1) & np.roll(smooth, 2, 1) & np.roll(smooth, -2, 1)
+        assert smooth.sum() > 3000
+        assert np.abs(back[smooth].astype(int) - stack.values[smooth]).max() <= 2
+    else:
+        np.testing.assert_array_equal(back, stack.values)
+    bright = Volume((volume.values > 1200).astype(np.int16), volume.affine, "intensity")
+    mask = stack.sample(bright, nearest=True)
+    same = mask == (stack.values > 1200)
+    assert same.mean() > (0.99 if kind == "tilted" else 0.9999)
+    assert (mask[:, :, :5] == 0).all()
+
+
 # --- the rows of the fault table --------------------------------------------------------------------------------------
 
 
