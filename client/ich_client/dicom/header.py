@@ -144,12 +144,20 @@ class Header:
         return str(self.path) if self.frame is None else f"{self.path} frame {self.frame + 1}"
 
 
+def is_image(header: Header) -> bool:
+    """Whether it is of a kind that is read here."""
+    return header.sop_class in VOLUMES or header.sop_class in RADIOGRAPHS
+
+
 def headers(dataset: Dataset, path: Path, pixels_at: int = 0) -> list[Header]:
     """The images of a file: one, or one per frame. Raises Refusal(HEADER) with the tag that is missing or wrong.
 
     Of what is no image that is read here, one header with what can be read: it is refused for what it is.
     """
-    if str(dataset.get("SOPClassUID", "")) not in VOLUMES.keys() | RADIOGRAPHS:
+    kind = _Reader([dataset]).text("SOPClassUID")
+    if not kind:
+        raise Refusal(Reason.HEADER, "no SOPClassUID")
+    if kind not in VOLUMES and kind not in RADIOGRAPHS:
         return [_header(_Reader([dataset], lenient=True), path, None, 1, pixels_at)]
     frames = _Reader([dataset]).whole("NumberOfFrames") or 1
     shared, each = (dataset.get(f"{kind}FunctionalGroupsSequence") for kind in ("Shared", "PerFrame"))

@@ -9,13 +9,15 @@ from typing import Final
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from ich_client.dicom.header import TAGS, Header, headers
+from ich_client.dicom.header import TAGS, Header, headers, is_image
 from ich_client.dicom.reasons import Reason, Refusal
 
 _MARK_AT: Final = 128
 """Bytes before the mark DICM (PS3.10 section 7.1)."""
+_PIXELS: Final = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+"""The tag of pixel data, in either order of bytes."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,10 @@ def read_file(path: Path) -> list[Header] | Bad | None:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
             if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                 return None
-            return headers(dataset, path, file.tell())
+            found = headers(dataset, path, file.tell())
+            if is_image(found[0]) and found[0].syntax != DeflatedExplicitVRLittleEndian and file.read(4) not in _PIXELS:
+                raise Refusal(Reason.PIXELS, "the file ends before its pixel data")
+            return found
     except Refusal as refusal:
         return Bad(refusal.at(str(path)), *_identity(dataset))
     except OSError as error:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ich_client.dicom.header import RADIOGRAPHS, SECONDARY_CAPTURE, VOLUMES, Header
+from ich_client.dicom.header import RADIOGRAPHS, SECONDARY_CAPTURE, VOLUMES, Header, is_image
 from ich_client.dicom.reasons import Reason, Refusal
 from ich_client.dicom.scan import Scan
 
@@ -143,7 +143,7 @@ def check_kind(series: Series, named: bool = False) -> None:
     kind = " ".join(first.image_type)
     if first.sop_class.startswith(SECONDARY_CAPTURE):
         raise Refusal(Reason.SECONDARY_CAPTURE, "secondary capture", where)
-    if first.sop_class not in VOLUMES.keys() | RADIOGRAPHS:
+    if not is_image(first):
         if first.rows == 0 or first.modality in ("SR", "PR", "KO", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "DOC"):
             raise Refusal(Reason.NOT_AN_IMAGE, f"{first.modality or 'no modality'} object", where)
         raise Refusal(Reason.MODALITY, f"modality {first.modality or 'not stated'}", where)

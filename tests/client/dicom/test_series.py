@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from phantom import acquired, as_mr, ct, in_probe, ramp, set_pixels, stored, write
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from ich_client.dicom.choose import choose
@@ -424,6 +425,20 @@ def test_a_damaged_header_fails_its_series_by_name(damage: bytes, tmp_path: Path
     stacks, refused = group(found)
     assert stacks == []
     assert {one.refusal.reason for one in refused} == {Reason.HEADER}
+
+
+@pytest.mark.parametrize("number", [0, 11, 23])
+def test_a_file_that_ends_in_its_header_fails_its_series(number: int, tmp_path: Path) -> None:
+    """Also the first or the last slice, whose loss leaves no gap."""
+    slices = ct(Z)
+    folder = write(tmp_path, slices)
+    (victim,) = [path for path in folder.iterdir() if dcmread(path).SOPInstanceUID == slices[number].SOPInstanceUID]
+    content = victim.read_bytes()
+    for end in (content.index(b"\xe0\x7f\x10\x00"), content.rindex(b"1.2.3.10") + 30):
+        victim.write_bytes(content[:end])
+        stacks, refused = group(scan(folder))
+        assert stacks == []
+        assert {one.refusal.reason for one in refused} <= {Reason.PIXELS, Reason.HEADER, Reason.UNREADABLE}
 
 
 def test_files_are_found_by_content(tmp_path: Path) -> None:
