@@ -51,9 +51,24 @@ def ct(
     """
     angle = np.radians(tilt)
     across, down = np.array([1.0, 0, 0]), np.array([0, np.cos(angle), -np.sin(angle)])
+    corners = [np.array([-spacing[1] * (columns - 1) / 2, 10 - spacing[0] * (rows - 1) / 2, height]) for height in z]
+    return acquired(corners, across, down, rows=rows, columns=columns, spacing=spacing, series=series, values=values)
+
+
+def acquired(
+    corners: Sequence[NDArray[np.float64]],
+    across: NDArray[np.float64],
+    down: NDArray[np.float64],
+    *,
+    rows: int,
+    columns: int,
+    spacing: tuple[float, float],
+    series: str = "1.2.3.10",
+    values: Callable[[NDArray[np.float64]], NDArray[np.float64]] = hounsfield,
+) -> list[Dataset]:
+    """Images in any direction: first pixels at `corners` (LPS mm), rows along `across`, columns along `down`."""
     slices = []
-    for index, height in enumerate(z):
-        corner = np.array([-spacing[1] * (columns - 1) / 2, 10 - spacing[0] * (rows - 1) / 2, height])
+    for index, corner in enumerate(corners):
         points = (
             corner
             + np.arange(rows)[:, None, None] * spacing[0] * down

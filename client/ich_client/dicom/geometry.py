@@ -181,22 +181,26 @@ def _zones(depths: Floats) -> tuple[tuple[float, ...], tuple[int, ...]]:
             continue
         before = next((zone for zone in reversed(zones[:index]) if zone), None)
         after = next((zone for zone in zones[index + 1 :] if zone), None)
+        alone = len(run) == 1 and all(zones[index - 1 : index] + zones[index + 1 : index + 2])
         for gap in run:
-            holes += _hole(gap, before, after, len(run))
+            holes += _hole(gap, before, after, alone)
     named = [zone for zone in zones if zone is not None]
     distinct = [next(group) for _, group in groupby(named, key=lambda zone: round(zone / _tolerance(zone)))]
     return tuple(distinct), tuple(holes)
 
 
-def _hole(gap: float, before: float | None, after: float | None, run: int) -> list[int]:
-    """What a distance outside of the zones is: a step from one zone to the next (nothing), or a hole (slices it lacks)."""
+def _hole(gap: float, before: float | None, after: float | None, alone: bool) -> list[int]:
+    """What a distance outside of the zones is: a step from one zone to the next (nothing), or a hole (slices it lacks).
+
+    `before`, `after`: the distances of the nearest zones; `alone`: nothing else stands between these two.
+    """
     near = [zone for zone in (before, after) if zone is not None]
     for zone in near:
         lacks = round(gap / zone) - 1
         if lacks >= 1 and abs(gap - (lacks + 1) * zone) <= max(0.1, 0.02 * gap):
             return [lacks]
     changes = before is not None and after is not None and abs(before - after) > _tolerance(before)
-    if changes and run == 1 and gap <= max(near) + _tolerance(max(near)):
+    if changes and alone and gap <= max(near) + _tolerance(max(near)):
         return []
     raise Refusal(
         Reason.SPACING, f"a distance of {gap:.2f} mm where slices are {' or '.join(f'{z:.2f}' for z in near)} mm apart"

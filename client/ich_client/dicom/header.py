@@ -16,8 +16,8 @@ from ich_client.dicom.reasons import Reason, Refusal
 Vector = tuple[float, float, float]
 
 _CLASS: Final = "1.2.840.10008.5.1.4.1.1."
-VOLUMES: Final = frozenset(_CLASS + end for end in ("2", "2.1", "2.2", "4", "4.1", "4.4"))
-"""CT and MR image storage: classic, enhanced, legacy converted enhanced."""
+VOLUMES: Final = {_CLASS + end: "CT" if end[0] == "2" else "MR" for end in ("2", "2.1", "2.2", "4", "4.1", "4.4")}
+"""CT and MR image storage (classic, enhanced, legacy converted enhanced), and their modality."""
 RADIOGRAPHS: Final = frozenset(_CLASS + end for end in ("1", "1.1", "1.1.1"))
 """CR; DX for presentation and for processing."""
 SECONDARY_CAPTURE: Final = _CLASS + "7"
@@ -53,6 +53,7 @@ _KEYWORDS: Final = [
     "RepetitionTime",
     "InversionTime",
     "DiffusionBValue",
+    "DiffusionDirectionality",
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "PixelSpacing",
@@ -80,8 +81,10 @@ _ASCII: Final = ("CS", "DS", "IS", "UI")
 _IN_FRAMES: Final = ("FrameType", "TemporalPositionIndex", "EffectiveEchoTime", "InversionTimes")
 """What only frames of a multi-frame file have."""
 _TAG_OF: Final = {keyword: Tag(keyword) for keyword in (*_KEYWORDS, *_IN_FRAMES)}
+_PHILIPS_DIRECTION: Final = Tag(0x2001, 0x1004)
 TAGS: Final[list[Any]] = [
     *(_TAG_OF[keyword] for keyword in _KEYWORDS),
+    _PHILIPS_DIRECTION,
     *(Tag(tag) for _, group, element in _PRIVATE_B for tag in ((group, 0x0010), (group, 0x1000 + element))),
 ]
 """The tags that a scan reads; the rest of a header is skipped."""
@@ -119,6 +122,7 @@ class Header:
     repetition_time: float | None
     inversion_time: float | None
     b_value: float | None
+    isotropic: bool | None  # of diffusion: all directions together, or one; None if not stated
     position: Vector | None
     orientation: tuple[Vector, Vector] | None
     spacing: tuple[float, float] | None
@@ -140,12 +144,20 @@ class Header:
         return str(self.path) if self.frame is None else f"{self.path} frame {self.frame + 1}"
 
 
+def is_image(header: Header) -> bool:
+    """Whether it is of a kind that is read here."""
+    return header.sop_class in VOLUMES or header.sop_class in RADIOGRAPHS
+
+
 def headers(dataset: Dataset, path: Path, pixels_at: int = 0) -> list[Header]:
     """The images of a file: one, or one per frame. Raises Refusal(HEADER) with the tag that is missing or wrong.
 
     Of what is no image that is read here, one header with what can be read: it is refused for what it is.
     """
-    if str(dataset.get("SOPClassUID", "")) not in VOLUMES | RADIOGRAPHS:
+    kind = _Reader([dataset]).text("SOPClassUID")
+    if not kind:
+        raise Refusal(Reason.HEADER, "no SOPClassUID")
+    if kind not in VOLUMES and kind not in RADIOGRAPHS:
         return [_header(_Reader([dataset], lenient=True), path, None, 1, pixels_at)]
     frames = _Reader([dataset]).whole("NumberOfFrames") or 1
     shared, each = (dataset.get(f"{kind}FunctionalGroupsSequence") for kind in ("Shared", "PerFrame"))
@@ -192,9 +204,13 @@ class _Reader:
                 continue
             try:
                 raw = place.get_item(tag)
-                if isinstance(raw, RawDataElement) and raw.VR in _ASCII and raw.value:
+                if not isinstance(raw, RawDataElement) or not raw.value:
+                    value: Any = place[tag].value
+                elif raw.VR == "US" and len(raw.value) == 2:
+                    value = int.from_bytes(raw.value, "little" if raw.is_little_endian else "big")
+                elif raw.VR in _ASCII:
                     parts = [part.strip(" \0") for part in raw.value.decode("ascii").split("\\")]
-                    value: Any = parts[0] if len(parts) == 1 else parts
+                    value = parts[0] if len(parts) == 1 else parts
                 else:
                     value = place[tag].value
             except Exception:  # pydicom converts on access and raises whatever the damaged value leads to
@@ -219,7 +235,7 @@ class _Reader:
         if value is None:
             return None
         try:
-            numbers = tuple(float(part) for part in _several(value))
+            numbers = tuple(map(_float, _several(value)))
         except (TypeError, ValueError):
             numbers = ()
         if len(numbers) != count or not all(math.isfinite(number) and abs(number) < 1e6 for number in numbers):
@@ -235,7 +251,7 @@ class _Reader:
         """The first of one or more numbers, or None if there is none that can be read: for what only helps to choose."""
         try:
             value = next(iter(_several(self.get(keyword))), None)
-            number = math.nan if value is None else float(value)
+            number = math.nan if value is None else _float(value)
         except (Refusal, TypeError, ValueError):
             return None
         return number if math.isfinite(number) else None
@@ -248,6 +264,13 @@ class _Reader:
         return None if number is None else int(number)
 
 
+def _float(value: Any) -> float:
+    """Python takes 1_5 for 15; DICOM does not."""
+    if isinstance(value, str) and "_" in value:
+        raise ValueError(value)
+    return float(value)
+
+
 def _several(value: Any) -> Sequence[Any]:
     """A value of any multiplicity as a sequence."""
     if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
@@ -258,7 +281,9 @@ def _several(value: Any) -> Sequence[Any]:
 def _header(reader: _Reader, path: Path, frame: int | None, frames: int, pixels_at: int) -> Header:
     dataset = reader.places[-1]
     orientation = reader.numbers("ImageOrientationPatient", 6)
-    spacing = reader.numbers("PixelSpacing", 2) or reader.numbers("ImagerPixelSpacing", 2)
+    spacing = reader.numbers("PixelSpacing", 2)
+    if spacing is None and reader.text("SOPClassUID") in RADIOGRAPHS:
+        spacing = reader.numbers("ImagerPixelSpacing", 2)  # at the detector; a slice has no such thing
     if spacing is not None and not all(1e-3 < mm < 100 for mm in spacing):
         reader.fault(f"PixelSpacing is {spacing[0]:g} x {spacing[1]:g} mm")
     rows, columns = (reader.whole(keyword) or 0 for keyword in ("Rows", "Columns"))
@@ -282,7 +307,7 @@ def _header(reader: _Reader, path: Path, frame: int | None, frames: int, pixels_
         series_number=int(reader.loose("SeriesNumber") or 0),
         description=" ".join(text.split()),
         burned_in=reader.text("BurnedInAnnotation").upper() == "YES",
-        contrast=bool(reader.text("ContrastBolusAgent")),
+        contrast=reader.text("ContrastBolusAgent").upper() not in ("", "NONE", "NO"),
         kernel="\\".join(reader.texts("ConvolutionKernel")),
         acquisition=_int(reader.loose("AcquisitionNumber")),
         time_point=_int(reader.loose("TemporalPositionIdentifier") or reader.loose("TemporalPositionIndex")),
@@ -291,6 +316,7 @@ def _header(reader: _Reader, path: Path, frame: int | None, frames: int, pixels_
         repetition_time=reader.loose("RepetitionTime"),
         inversion_time=reader.loose("InversionTime") or reader.loose("InversionTimes"),
         b_value=_b_value(reader, dataset),
+        isotropic=_isotropic(reader, dataset),
         position=_vector(reader.numbers("ImagePositionPatient", 3)),
         orientation=None if orientation is None else (_three(orientation[:3]), _three(orientation[3:])),
         spacing=None if spacing is None else (spacing[0], spacing[1]),
@@ -350,6 +376,20 @@ def _b_value(reader: _Reader, dataset: Dataset) -> float | None:
         if number is not None and math.isfinite(number) and number >= 0:
             return number % 1e9 % 1e5 if group == 0x0043 else number
     return None
+
+
+def _isotropic(reader: _Reader, dataset: Dataset) -> bool | None:
+    """The standard's element, else that of Philips: I is isotropic, P, M, S and O are directions, N is none."""
+    words = reader.text("DiffusionDirectionality").upper()
+    if not words and _PHILIPS_DIRECTION in dataset:
+        try:
+            value = dataset[_PHILIPS_DIRECTION].value
+            words = (value.decode("ascii") if isinstance(value, bytes) else str(value)).strip().upper()[:1]
+        except Exception:  # a damaged private element says nothing
+            return None
+    return {"ISOTROPIC": True, "I": True, "DIRECTIONAL": False, "P": False, "M": False, "S": False, "O": False}.get(
+        words
+    )
 
 
 def _private(value: Any) -> float | None:

@@ -101,7 +101,7 @@ def choose(
         except Refusal as refusal:
             aside.append(refused(series, refusal if refusal.where else refusal.at(series.place)))
             continue
-        trace = any(part.startswith("TRACE") for part in first.image_type)
+        trace = first.isotropic is True or any(part.startswith("TRACE") for part in first.image_type)
         axial = abs(place.frame.through[2]) >= AXIAL
         b_value = min(first.b_value or 0.0, 1500.0)
         for name, why in named.items():

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
@@ -18,10 +19,15 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
     JPEGLSTransferSyntaxes,
     RLELossless,
 )
 
+from ich_client.dicom import jpeg
 from ich_client.dicom.header import Header
 from ich_client.dicom.reasons import Reason, Refusal
 from ich_models.volume import AIR
@@ -33,6 +39,10 @@ MOST_VOXELS: Final = 2**29
 _HIGHEST: Final = np.iinfo(np.int16).max
 _MOST_PADDING: Final = 2**16
 """Bytes of zeros that may follow the pixels."""
+_TRUSTING: Final = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1)
+"""Transfer syntaxes whose decoder ends the program if it meets certain damage."""
+_WITH_END: Final = (*_TRUSTING, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
+"""Transfer syntaxes whose frames end with the marker FFD9."""
 _NATIVE: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 
 _PIXEL_TAGS: Final[list[Any]] = [
@@ -112,7 +122,8 @@ def _array(header: Header) -> NDArray[Any]:
         available = get_decoder(header.syntax).is_available
     except NotImplementedError:
         available = False
-    if not available:
+    # Lossy JPEG of 12 bits is announced, but pydicom lets GDCM decode 8 bits only, and no other free decoder does it.
+    if not available or (header.syntax == JPEGExtended12Bit and header.bits[1] > 8):
         raise Refusal(Reason.DECODER, f"transfer syntax {UID(header.syntax).name}", place)
     size = header.rows * header.columns * header.frames * header.bits[0] // 8
     if size > MOST_BYTES:
@@ -120,6 +131,14 @@ def _array(header: Header) -> NDArray[Any]:
     if header.syntax in _NATIVE:
         return _native(header, size)
     dataset = pydicom.dcmread(header.path, specific_tags=_PIXEL_TAGS)
+    if header.syntax in _WITH_END:
+        for frame in generate_frames(dataset.PixelData, number_of_frames=header.frames):
+            # Decoders make up what is missing at the end.
+            if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+                raise Refusal(Reason.PIXELS, "its compressed pixels end early", place)
+            wrong = header.syntax in _TRUSTING and jpeg.fault(frame, header.rows, header.columns, header.bits[0])
+            if wrong:
+                raise Refusal(Reason.PIXELS, wrong, place)
     # Padding may stand outside of the stored bits, so these are set right after it was found.
     return pixel_array(dataset, raw=True, decoding_plugin=decoder(header.syntax), correct_unused_bits=False)
 
@@ -152,7 +171,9 @@ def physical(image: NDArray[Any], header: Header, out: NDArray[Any]) -> None:
     hounsfield = out.dtype == np.int16
     slope, intercept = scale(header)
     nothing = None
-    if header.padding is not None:
+    # Padding that lies below the scale is cut off with the rest, unless it stands in bits that are not values.
+    lowest = hounsfield and header.bits[0] == header.bits[1]
+    if header.padding is not None and not (lowest and header.padding[1] * slope + intercept <= AIR):
         low, high = header.padding
         nothing = (image >= low) & (image <= high) if low != high else image == low
     values = own_bits(image, header)
@@ -167,7 +188,7 @@ def physical(image: NDArray[Any], header: Header, out: NDArray[Any]) -> None:
         np.multiply(values, np.float32(slope), out=out)
         out += np.float32(intercept)
     if nothing is not None:
-        out[nothing] = AIR if hounsfield else 0
+        np.putmask(out, nothing, AIR if hounsfield else 0)
 
 
 def scale(header: Header) -> tuple[float, float]:

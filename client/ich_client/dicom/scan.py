@@ -9,13 +9,15 @@ from typing import Final
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from ich_client.dicom.header import TAGS, Header, headers
+from ich_client.dicom.header import TAGS, Header, headers, is_image
 from ich_client.dicom.reasons import Reason, Refusal
 
 _MARK_AT: Final = 128
 """Bytes before the mark DICM (PS3.10 section 7.1)."""
+_PIXELS: Final = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
+"""The tag of pixel data, in either order of bytes."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,15 @@ class Scan:
     others: int
 
 
-def files(root: Path) -> Iterator[Path]:
-    """Every file below a folder (or the file itself), in the order of their names; links to folders are not followed."""
+def files(root: Path, failed: Callable[[OSError], None] = lambda error: None) -> Iterator[Path]:
+    """Every file below a folder (or the file itself), in the order of their names; links to folders are not followed.
+
+    `failed` is told of each folder that cannot be opened, the first included.
+    """
     if root.is_file():
         yield root
         return
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=failed):
         folders.sort()
         yield from (Path(folder, name) for name in sorted(names))
 
@@ -54,7 +59,7 @@ def scan(root: Path, watch: Callable[[Path], None] = lambda path: None) -> Scan:
     others = 0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of every value that breaks a rule; what matters is checked here
-        for path in files(root):
+        for path in files(root, lambda error: bad.append(Bad(_unreadable(error, error.filename)))):
             watch(path)
             read = read_file(path)
             if read is None:
@@ -78,13 +83,20 @@ def read_file(path: Path) -> list[Header] | Bad | None:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=TAGS)
             if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
                 return None
-            return headers(dataset, path, file.tell())
+            found = headers(dataset, path, file.tell())
+            if is_image(found[0]) and found[0].syntax != DeflatedExplicitVRLittleEndian and file.read(4) not in _PIXELS:
+                raise Refusal(Reason.PIXELS, "the file ends before its pixel data")
+            return found
     except Refusal as refusal:
         return Bad(refusal.at(str(path)), *_identity(dataset))
     except OSError as error:
-        return Bad(Refusal(Reason.UNREADABLE, error.strerror or type(error).__name__, str(path)))
+        return Bad(_unreadable(error, path))
     except Exception as error:  # a damaged header makes pydicom raise whatever its parser meets
         return Bad(Refusal(Reason.UNREADABLE, f"not a whole header ({type(error).__name__})", str(path)))
+
+
+def _unreadable(error: OSError, path: Path | str) -> Refusal:
+    return Refusal(Reason.UNREADABLE, error.strerror or type(error).__name__, str(path))
 
 
 def _bare(start: bytes) -> bool:

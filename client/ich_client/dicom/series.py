@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ich_client.dicom.header import RADIOGRAPHS, SECONDARY_CAPTURE, VOLUMES, Header
+from ich_client.dicom.header import RADIOGRAPHS, SECONDARY_CAPTURE, VOLUMES, Header, is_image
 from ich_client.dicom.reasons import Reason, Refusal
 from ich_client.dicom.scan import Scan
 
@@ -68,7 +68,15 @@ def _kind(header: Header) -> tuple[object, ...]:
     """What all images of a stack share exactly. Not exposure: it is modulated from slice to slice."""
     b_value = None if header.b_value is None else round(header.b_value)
     image = (header.sop_class, header.rows, header.columns, header.samples, header.image_type[:2])
-    return *image, "LOCALIZER" in header.image_type, header.contrast, header.echo, header.echo_time, b_value
+    return (
+        *image,
+        "LOCALIZER" in header.image_type,
+        header.contrast,
+        header.echo,
+        header.echo_time,
+        b_value,
+        header.isotropic,
+    )
 
 
 def _parts(headers: Sequence[Header]) -> Iterable[list[Header]]:
@@ -85,7 +93,7 @@ def _without_collisions(part: list[Header]) -> list[list[Header]]:
     if _collide(part):
         for key in (lambda header: header.acquisition, lambda header: header.time_point):
             pieces = list(_by(part, key).values())
-            if len(pieces) > 1 and not any(_collide(piece) for piece in pieces):
+            if len(pieces) > 1 and max(map(len, pieces)) >= 3 and not any(_collide(piece) for piece in pieces):
                 return pieces
     return [part]
 
@@ -135,10 +143,12 @@ def check_kind(series: Series, named: bool = False) -> None:
     kind = " ".join(first.image_type)
     if first.sop_class.startswith(SECONDARY_CAPTURE):
         raise Refusal(Reason.SECONDARY_CAPTURE, "secondary capture", where)
-    if first.sop_class not in VOLUMES | RADIOGRAPHS:
+    if not is_image(first):
         if first.rows == 0 or first.modality in ("SR", "PR", "KO", "SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "DOC"):
             raise Refusal(Reason.NOT_AN_IMAGE, f"{first.modality or 'no modality'} object", where)
         raise Refusal(Reason.MODALITY, f"modality {first.modality or 'not stated'}", where)
+    if VOLUMES.get(first.sop_class, first.modality) != first.modality:
+        raise Refusal(Reason.HEADER, "Modality is not that of the SOPClassUID", where)
     if any(header.burned_in for header in series.headers):
         raise Refusal(Reason.BURNED_IN, "BurnedInAnnotation is YES", where)
     if first.samples != 1 or first.photometric not in ("MONOCHROME1", "MONOCHROME2"):

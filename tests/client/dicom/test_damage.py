@@ -4,15 +4,19 @@ import math
 import warnings
 from pathlib import Path
 
+import gdcm
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from phantom import ct, in_probe, ramp, write
+from pydicom import dcmread
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from ich_client.dicom.choose import choose
 from ich_client.dicom.header import Header, headers
+from ich_client.dicom.pixels import stored
 from ich_client.dicom.reasons import Reason, Refusal
 from ich_client.dicom.scan import Bad, read_file, scan
 from ich_client.dicom.series import group
@@ -83,7 +87,21 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory,
 
 
 Z = np.arange(12) * 8.0 + 16
-SYNTAXES = {"plain": None, "jpeg2000": JPEG2000Lossless, "jpeg-ls": JPEGLSLossless, "rle": RLELossless}
+SYNTAXES = {"plain": None, "jpeg2000": JPEG2000Lossless, "jpeg-ls": JPEGLSLossless, "rle": RLELossless, "jpeg": None}
+
+
+def to_jpeg(path: Path) -> None:
+    """Lossless JPEG, which pydicom cannot write."""
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(path))
+    assert writer.Write()
 
 
 def head(folder: Path, syntax: str) -> list[Path]:
@@ -93,6 +111,9 @@ def head(folder: Path, syntax: str) -> list[Path]:
         for one in slices:
             one.compress(SYNTAXES[syntax], generate_instance_uid=False)
     write(folder, slices)
+    if syntax == "jpeg":
+        for path in folder.iterdir():
+            to_jpeg(path)
     placed = [
         (one[0].position[2], one[0].path)
         for path in folder.iterdir()
@@ -171,6 +192,65 @@ def test_damaged_files_at_length(syntax: str, tmp_path: Path) -> None:
     ends = campaign(tmp_path, syntax, 500, 2)
     assert sum(ends.values()) == 500
     assert len(ends) > 5
+
+
+def pixel_campaign(folder: Path, syntax: str, rounds: int, seed: int) -> None:
+    """Damage the pixel data of one file alone: it is decoded or refused, in the size that its header says."""
+    random = np.random.default_rng(seed)
+    path = head(folder, syntax)[5]
+    content = path.read_bytes()
+    start = content.rindex(b"\xe0\x7f\x10\x00") + 12
+    refused = 0
+    for _ in range(rounds):
+        data = bytearray(content)
+        for _ in range(int(random.integers(1, 6))):
+            data[int(random.integers(start, len(data) if random.random() < 0.5 else start + 150))] = int(
+                random.integers(256)
+            )
+        if random.random() < 0.1:
+            del data[int(random.integers(start, len(data))) :]
+        path.write_bytes(data)
+        found = read_file(path)
+        assert isinstance(found, list)
+        try:
+            (image,) = stored(found)
+        except Refusal:
+            refused += 1
+        else:
+            assert image.shape == (72, 64)
+    assert refused > 0
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_damaged_pixel_data(syntax: str, tmp_path: Path) -> None:
+    pixel_campaign(tmp_path, syntax, 100, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_damaged_pixel_data_at_length(syntax: str, tmp_path: Path) -> None:
+    pixel_campaign(tmp_path, syntax, 4000, 2)
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.97])
+def test_pixel_data_cut_short_are_refused(syntax: str, kept: float, tmp_path: Path) -> None:
+    """The lengths that the file states fit what is left: nothing but the pixels themselves tell."""
+    path = head(tmp_path, syntax)[5]
+    one = dcmread(path)
+    if syntax == "plain":
+        one.PixelData = one.PixelData[: int(len(one.PixelData) * kept)]
+    else:
+        (frame,) = generate_frames(one.PixelData, number_of_frames=1)
+        short = frame[: int(len(frame) * kept) // 2 * 2]
+        one.PixelData = encapsulate([short])
+    one.save_as(path)
+    found = read_file(path)
+    assert isinstance(found, list)
+    with pytest.raises(Refusal) as caught:
+        next(stored(found))
+    assert caught.value.reason == Reason.PIXELS
 
 
 def test_a_header_that_asks_for_too_much_is_refused(tmp_path: Path) -> None:

@@ -122,6 +122,26 @@ def test_named_sequences_are_chosen_and_read(tmp_path: Path) -> None:
     assert found.stacks["DWI"].values.dtype == np.float32
 
 
+@pytest.mark.parametrize("philips", [False, True])
+def test_the_mean_of_all_directions_is_told_from_the_single_ones(philips: bool, tmp_path: Path) -> None:
+    """b = 1000 in three directions and their mean, all in one series: only the mean has one image per place."""
+    images = []
+    for number in range(4):
+        some = as_mr(ct(Z), DiffusionBValue=1000.0)
+        for index, one in enumerate(some):
+            one.SOPInstanceUID = f"1.2.3.60.{number}.{index}"
+            one.PixelData = (stored(one) + np.uint16(number)).tobytes()
+            if philips:
+                block = one.private_block(0x2001, "PHILIPS IMAGING DD 001", create=True)
+                block.add_new(0x04, "CS", "I" if number == 2 else "O")
+            else:
+                one.DiffusionDirectionality = "ISOTROPIC" if number == 2 else "DIRECTIONAL"
+        images += some
+    found = mr.choose(stacks(write(tmp_path, images)), ["DWI"])
+    assert found.stacks["DWI"].values.min() == 24 + 2
+    assert [one.refusal.reason for one in found.refused] == []
+
+
 def test_the_hospitals_pattern_goes_first(tmp_path: Path) -> None:
     series(1, tmp_path, 1, SeriesDescription="t2 flair")
     series(2, tmp_path, 2, SeriesDescription="SPECIAL 7", ImageType=["DERIVED", "SECONDARY", "MPR"])

@@ -52,14 +52,16 @@ def test_air_below_the_scale_is_cut_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sign", [0, 1])
-def test_padding_is_found_before_rescaling(sign: int, tmp_path: Path) -> None:
-    """As 63536 or as -2000, in a header that says either: writers mix up the types."""
-    tags = {"BitsStored": 16, "HighBit": 15, "PixelRepresentation": sign, "RescaleIntercept": -1024}
+@pytest.mark.parametrize("offset", [-1024, 1500])
+def test_padding_is_found_before_rescaling(offset: int, sign: int, tmp_path: Path) -> None:
+    """As 63536 or as -2000, in a header that says either: writers mix up the types. With 1500 it would be -500 HU."""
+    tags = {"BitsStored": 16, "HighBit": 15, "PixelRepresentation": sign, "RescaleIntercept": offset}
     values = np.array([[63536, 1064, 1024], [63536, 24, 2000]], np.uint16)
     one = small(values.view(np.int16) if sign else values, **tags)
     for vr, padding in (("US", 63536), ("SS", -2000)):
         one.add_new("PixelPaddingValue", vr, padding)
-        assert hu(one, tmp_path / vr).tolist() == [[-1024, 40, 0], [-1024, -1000, 976]]
+        expected = [[-1024, 1064 + offset, 1024 + offset], [-1024, 24 + offset, 2000 + offset]]
+        assert hu(one, tmp_path / vr).tolist() == expected
 
 
 def test_a_range_of_padding(tmp_path: Path) -> None:
@@ -72,7 +74,11 @@ def test_a_range_of_padding(tmp_path: Path) -> None:
 def test_padding_outside_of_the_stored_bits(tmp_path: Path) -> None:
     one = small(np.array([[0x8000, 1064, 1024], [24, 24, 24]], np.uint16))
     one.add_new("PixelPaddingValue", "US", 0x8000)
-    assert hu(one, tmp_path).tolist()[0] == [-1024, 40, 0]
+    assert hu(one, tmp_path / "unsigned").tolist()[0] == [-1024, 40, 0]
+    # signed, and below the scale: its stored bits alone would be 0 HU
+    one = small(np.array([[-32768, 40, 0], [-1000, 1, 2]], np.int16), PixelRepresentation=1, RescaleIntercept=0)
+    one.add_new("PixelPaddingValue", "SS", -32768)
+    assert hu(one, tmp_path / "signed").tolist() == [[-1024, 40, 0], [-1000, 1, 2]]
 
 
 def test_overlays_in_unused_bits_are_no_values(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from phantom import ct, write
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
+from scipy import ndimage
 
 from ich_client.dicom.choose import Choice, choose
 from ich_client.dicom.header import Header
@@ -144,6 +145,28 @@ def test_a_tilted_head_of_two_zones(shared_data: Path) -> None:
         assert near.max() >= 0.6 * image[row, column]
 
 
+@pytest.mark.parametrize("number", [5, 13, 14, 20, 26])
+def test_no_slice_of_the_tilted_head_is_displaced(number: int, shared_data: Path) -> None:
+    """The volume at the place of an acquired slice looks most like that slice where DICOM puts it, not 1 mm beside."""
+    one = pydicom.dcmread(shared_data / "head_ct_ge" / f"{number + 1:02d}.dcm")
+    volume = read(shared_data / "head_ct_ge").stack.volume()
+    rows, columns = np.meshgrid(np.arange(40, 470, 2), np.arange(40, 470, 2), indexing="ij")
+    across, down = np.reshape(one.ImageOrientationPatient, (2, 3)).astype(float)
+    spacing = float(one.PixelSpacing[0])
+    points = np.array(one.ImagePositionPatient, float) + spacing * (
+        columns[..., None] * across + rows[..., None] * down
+    )
+    acquired = np.clip(one.pixel_array[rows, columns], -1000, 1000).astype(float)
+    likeness = {}
+    for offset in ((0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)):  # pixels of 0.49 mm
+        moved = points + spacing * (offset[0] * down + offset[1] * across)
+        index = np.moveaxis(volume.indices(moved * [-1, -1, 1]), -1, 0)
+        there = ndimage.map_coordinates(np.clip(volume.values, -1000, 1000).astype(float), index, order=1)
+        likeness[offset] = np.corrcoef(there.ravel(), acquired.ravel())[0, 1]
+    assert max(likeness, key=likeness.__getitem__) == (0, 0)
+    assert likeness[0, 0] > 0.98
+
+
 def test_the_first_zone_of_the_tilted_head_is_as_acquired(shared_data: Path) -> None:
     """In the zone whose distance the grid has, slices are moved within their planes only: values agree pixel by pixel."""
     stack = read(shared_data / "head_ct_ge").stack
@@ -236,6 +259,12 @@ def test_truncated_pixels_are_refused() -> None:
     with pytest.raises(Refusal) as caught:
         next(stored([header(bundled("MR_truncated.dcm"))]))
     assert caught.value.reason == Reason.PIXELS
+
+
+def test_lossy_jpeg_of_twelve_bits_has_no_decoder() -> None:
+    with pytest.raises(Refusal) as caught:
+        next(stored([header(bundled("JPGExtended.dcm"))]))
+    assert caught.value.reason == Reason.DECODER
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """Each fault of a series: the right volume, or a refusal by name; never a volume that is silently wrong."""
 
 import copy
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from phantom import as_mr, ct, in_probe, ramp, set_pixels, stored, write
+from phantom import acquired, as_mr, ct, in_probe, ramp, set_pixels, stored, write
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from ich_client.dicom.choose import choose
@@ -37,18 +40,17 @@ def refusal(folder: Path, **how: object) -> dict[Reason, str]:
     return reasons | {reason: caught.value.detail for reason in Reason if reason in caught.value.detail}
 
 
-def assert_tells_its_place(
-    volume: Volume, tolerance: float = TOLERANCE, least: int = 1000, margin: float = 8.0
-) -> None:
+def assert_tells_its_place(volume: Volume, upright: bool = True) -> None:
     """Every voxel of the probe has the value of the place that the affine says it is at; and the volume is in RAS."""
     points = volume.world(np.stack(np.meshgrid(*map(np.arange, volume.values.shape), indexing="ij"), -1)) * LPS
-    inside = in_probe(points, margin)
-    assert inside.sum() >= least
-    assert np.abs(volume.values[inside] - ramp(points[inside])).max() <= tolerance
+    inside = in_probe(points, margin=8.0)
+    assert inside.sum() >= 1000
+    assert np.abs(volume.values[inside] - ramp(points[inside])).max() <= TOLERANCE
     towards = volume.affine[:3, :3] / volume.spacing
-    assert towards[2, 0] > 0.8
-    assert towards[1, 1] > 0.8
-    assert towards[0, 2] > 0.8
+    least = 0.9 if upright else 0.75
+    assert towards[2, 0] > least
+    assert towards[1, 1] > least
+    assert towards[0, 2] > least
 
 
 def test_a_sound_series_is_passed_through(tmp_path: Path) -> None:
@@ -65,6 +67,51 @@ def test_a_sound_series_is_passed_through(tmp_path: Path) -> None:
     assert volume.world([0, 0, 0]) == pytest.approx([-100.8, -116.5, 0.0])
     assert_tells_its_place(volume)
     assert stack.notes == ()
+
+
+@pytest.mark.parametrize("kind", ["sagittal", "coronal", "from below", "askew"])
+def test_slices_in_any_direction(kind: str, tmp_path: Path) -> None:
+    x, y, z = np.eye(3)
+    middle = np.array([0.0, 10.0, 60.0])
+    across, down, step, shape = {
+        "sagittal": (y, -z, -4 * x, (60, 80)),
+        "coronal": (x, -z, 4 * y, (60, 70)),
+        "from below": (-x, y, -4 * z, (72, 64)),  # as a radiologist never looks at it
+        "askew": (0.8 * x + 0.6 * y, -0.6 * x + 0.8 * y, 4 * z, (80, 80)),
+    }[kind]
+    spacing = (3.0, 3.2)
+    first = middle - across * 3.2 * (shape[1] - 1) / 2 - down * 3.0 * (shape[0] - 1) / 2
+    corners = [first + step * (number - 22) for number in range(45)]
+    slices = acquired(corners, across, down, rows=shape[0], columns=shape[1], spacing=spacing)
+    volume = read(write(tmp_path, slices)).volume()
+    assert_tells_its_place(volume, upright=kind != "askew")
+
+
+@pytest.mark.parametrize("kind", ["straight", "tilted", "askew"])
+def test_a_volume_is_brought_back_to_the_acquired_slices(kind: str, tmp_path: Path) -> None:
+    """There and back: a mask found in the volume lands on the slices that it came from."""
+    slices = ct(Z, tilt=15 if kind == "tilted" else 0)
+    if kind == "askew":
+        for number, one in enumerate(slices):
+            one.ImageOrientationPatient = [0.8, 0.6, 0, -0.6, 0.8, 0]
+            one.ImagePositionPatient = [10, -140, 5.0 * (23 - number)]
+    stack = read(write(tmp_path, slices))
+    volume = stack.volume()
+    back = stack.sample(volume)
+    assert back.dtype == np.int16
+    if kind == "tilted":  # two linear shifts: a smooth place is as it was
+        smooth = (stack.values > 1200) & (stack.values < 1800)
+        smooth[:, 1:-1] &= np.abs(stack.values[:, 2:].astype(int) - stack.values[:, :-2]) < 40
+        smooth &= np.roll(smooth, 1, 1) & np.roll(smooth, -1, 1) & np.roll(smooth, 2, 1) & np.roll(smooth, -2, 1)
+        assert smooth.sum() > 3000
+        assert np.abs(back[smooth].astype(int) - stack.values[smooth]).max() <= 2
+    else:
+        np.testing.assert_array_equal(back, stack.values)
+    bright = Volume((volume.values > 1200).astype(np.int16), volume.affine, "intensity")
+    mask = stack.sample(bright, nearest=True)
+    same = mask == (stack.values > 1200)
+    assert same.mean() > (0.99 if kind == "tilted" else 0.9999)
+    assert (mask[:, :, :5] == 0).all()
 
 
 # --- the rows of the fault table --------------------------------------------------------------------------------------
@@ -103,6 +150,43 @@ def test_a_slice_twice_is_dropped(tmp_path: Path) -> None:
     assert_tells_its_place(stack.volume())
 
 
+def test_a_folder_that_holds_everything_twice(tmp_path: Path) -> None:
+    write(tmp_path / "a", ct(Z, tilt=12))
+    write(tmp_path / "copy of a", ct(Z, tilt=12))
+    stack = read(tmp_path)
+    assert stack.notes[0] == "24 duplicates dropped"
+    assert_tells_its_place(stack.volume())
+
+
+def test_a_repeated_acquisition_is_a_series_of_its_own(tmp_path: Path) -> None:
+    slices, again = ct(Z), ct(Z[3:6], values=lambda points: np.full(points.shape[:-1], 35.0))
+    for index, one in enumerate(again):
+        one.AcquisitionNumber, one.SOPInstanceUID = 2, f"1.2.3.50.{index}"
+    stack = read(write(tmp_path, slices + again))
+    assert stack.notes == ()
+    assert_tells_its_place(stack.volume())
+
+
+def test_acquisition_numbers_that_change_with_every_slice_part_nothing(tmp_path: Path) -> None:
+    slices = ct(Z)
+    for number, one in enumerate(slices):
+        one.AcquisitionNumber = number
+    assert len(read(write(tmp_path / "a", slices)).values) == 24
+    other = copy.deepcopy(slices[5])
+    other.SOPInstanceUID, other.AcquisitionNumber = "1.2.3.99", 99
+    set_pixels(other, stored(other)[::-1].copy())
+    assert refusal(write(tmp_path / "b", [*slices, other])).keys() == {Reason.DUPLICATES}
+
+
+def test_kernels_of_zones_that_follow_each_other_are_one_head(tmp_path: Path) -> None:
+    slices = ct(Z)
+    for one in slices[:8]:
+        one.ConvolutionKernel, one.ImageType = "H40s", ["ORIGINAL", "PRIMARY", "AXIAL", "ADD"]
+    stack = read(write(tmp_path, slices))
+    assert len(stack.values) == 24
+    assert_tells_its_place(stack.volume())
+
+
 def test_two_images_at_one_place_are_refused(tmp_path: Path) -> None:
     slices = ct(Z)
     other = copy.deepcopy(slices[5])
@@ -135,6 +219,19 @@ def test_tilt_is_taken_from_the_geometry(tilt: float, tag: float | None, tmp_pat
     assert_tells_its_place(volume)
     # the acquired slices stay what they were
     np.testing.assert_array_equal(stack.values[3], stored(slices[3]).astype(int) - 1024)
+
+
+@pytest.mark.parametrize("sideways", [0.3, -0.5])
+def test_a_shear_to_the_side_is_undone_too(sideways: float, tmp_path: Path) -> None:
+    """Both ways at once, as no gantry does and as geometry allows."""
+    x, y, z = np.eye(3)
+    corners = [
+        np.array([-100.8, -96.5, 0]) + number * (5 * z + 5 * sideways * x - 2 * sideways * y) for number in range(24)
+    ]
+    slices = acquired(corners, x, y, rows=72, columns=64, spacing=(3.0, 3.2))
+    stack = read(write(tmp_path, slices))
+    assert stack.layout.tilt == pytest.approx(np.degrees(np.arctan(abs(sideways) * np.hypot(1, 0.4))))
+    assert_tells_its_place(stack.volume())
 
 
 def test_a_tilted_head_loses_no_voxel_to_the_canvas(tmp_path: Path) -> None:
@@ -175,7 +272,15 @@ def test_tilt_and_zones_and_a_shuffle_together(tmp_path: Path) -> None:
     assert_tells_its_place(volume)
 
 
-@pytest.mark.parametrize("z", [[*Z[:8], 41.0, *Z[9:]], [*Z[:8], 36.0, *Z[8:]], [0, 5, 11, 18, 26]])
+@pytest.mark.parametrize(
+    "z",
+    [
+        [*(2.5 * np.arange(9)), 23.5, 28.0, *(35.5 + 7.5 * np.arange(9))],
+        [*Z[:8], 41.0, *Z[9:]],
+        [*Z[:8], 36.0, *Z[8:]],
+        [0, 5, 11, 18, 26],
+    ],
+)
 def test_distances_without_order_are_refused(z: list[float], tmp_path: Path) -> None:
     assert refusal(write(tmp_path, ct(z))).keys() == {Reason.SPACING}
 
@@ -196,6 +301,16 @@ def test_a_scout_in_the_series_is_set_apart(tmp_path: Path) -> None:
     assert choice.stack.values.shape[0] == 24
     assert [one.refusal.reason for one in choice.refused] == [Reason.LOCALIZER]
     assert_tells_its_place(choice.stack.volume())
+
+
+def test_a_localiser_of_the_same_direction_is_set_apart(tmp_path: Path) -> None:
+    slices, scouts = ct(Z), ct([-60.0, -40.0, -20.0])
+    for index, one in enumerate(scouts):
+        one.SOPInstanceUID, one.ImageType = f"1.2.3.50.{index}", ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    stacks, _ = group(scan(write(tmp_path, slices + scouts)))
+    choice = choose(stacks)
+    assert len(choice.stack.values) == 24
+    assert [one.refusal.reason for one in choice.refused] == [Reason.LOCALIZER]
 
 
 @pytest.mark.parametrize("apart", [True, False])
@@ -255,6 +370,7 @@ def _set(tag: str, value: object) -> Callable[[Dataset], None]:
         (_set("SOPClassUID", "1.2.840.10008.5.1.4.1.1.7"), Reason.SECONDARY_CAPTURE),
         (_set("SOPClassUID", "1.2.840.10008.5.1.4.1.1.128"), Reason.MODALITY),
         (_set("SOPClassUID", "1.2.840.10008.5.1.4.1.1.66.4"), Reason.MODALITY),
+        (_set("Modality", "MR"), Reason.HEADER),
         (_set("Rows", 71), Reason.PIXELS),
         (_set("Rows", 65535), Reason.PIXELS),
         (_set("BitsStored", 17), Reason.HEADER),
@@ -296,17 +412,33 @@ def test_a_bad_file_fails_its_series_and_no_other(tmp_path: Path) -> None:
     assert refusal(tmp_path / "other").keys() == {Reason.PIXELS}
 
 
-def test_a_damaged_header_fails_its_series_by_name(tmp_path: Path) -> None:
-    slices = ct(Z)
-    folder = write(tmp_path, slices)
+@pytest.mark.parametrize("damage", [b"x.0\\3.2 ", b"3_0\\3.2 ", b"3.0\\nan ", b"3.0x3.2 ", b"3.0\\-3. "])
+def test_a_damaged_header_fails_its_series_by_name(damage: bytes, tmp_path: Path) -> None:
+    folder = write(tmp_path, ct(Z))
     victim = folder / "IM0003"
-    victim.write_bytes(victim.read_bytes().replace(b"3.0\\3.2 ", b"three\\x ").replace(b"3.0\\3.2", b"threex3"))
+    content = victim.read_bytes()
+    assert content.count(b"3.0\\3.2 ") == 1
+    victim.write_bytes(content.replace(b"3.0\\3.2 ", damage))
     found = scan(folder)
     assert [bad.refusal.reason for bad in found.bad] == [Reason.HEADER]
     assert "PixelSpacing" in found.bad[0].refusal.detail
     stacks, refused = group(found)
     assert stacks == []
     assert {one.refusal.reason for one in refused} == {Reason.HEADER}
+
+
+@pytest.mark.parametrize("number", [0, 11, 23])
+def test_a_file_that_ends_in_its_header_fails_its_series(number: int, tmp_path: Path) -> None:
+    """Also the first or the last slice, whose loss leaves no gap."""
+    slices = ct(Z)
+    folder = write(tmp_path, slices)
+    (victim,) = [path for path in folder.iterdir() if dcmread(path).SOPInstanceUID == slices[number].SOPInstanceUID]
+    content = victim.read_bytes()
+    for end in (content.index(b"\xe0\x7f\x10\x00"), content.rindex(b"1.2.3.10") + 30):
+        victim.write_bytes(content[:end])
+        stacks, refused = group(scan(folder))
+        assert stacks == []
+        assert {one.refusal.reason for one in refused} <= {Reason.PIXELS, Reason.HEADER, Reason.UNREADABLE}
 
 
 def test_files_are_found_by_content(tmp_path: Path) -> None:
@@ -321,9 +453,27 @@ def test_files_are_found_by_content(tmp_path: Path) -> None:
     assert [bad.refusal.reason for bad in found.bad] == [Reason.NO_PREAMBLE]
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    found = scan(tmp_path / "absent")
+    assert [bad.refusal.reason for bad in found.bad] == [Reason.UNREADABLE]
+    assert found.bad[0].refusal.where == str(tmp_path / "absent")
+
+
+def test_a_refusal_survives_the_way_between_processes() -> None:
+    sent = Refusal(Reason.SPACING, "a distance of 3 mm", "series 2")
+    back = pickle.loads(pickle.dumps(sent))
+    assert (back.reason, back.detail, back.where, str(back)) == (sent.reason, sent.detail, sent.where, str(sent))
+    assert HINTS[Reason.SPACING] in str(back)
+
+
 def test_no_reason_is_without_a_hint() -> None:
     assert HINTS.keys() == set(Reason)
 
 
 def test_mr_is_no_ct(tmp_path: Path) -> None:
     assert refusal(write(tmp_path, as_mr(ct(Z)))).keys() == {Reason.MODALITY}
+
+
+def test_every_reason_is_in_the_handbook(repository: Path) -> None:
+    rows = re.findall(r"^\| `([A-Z_]+)` \|", (repository / "docs" / "images.md").read_text(), re.MULTILINE)
+    assert rows == [reason.value for reason in Reason]
