@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import Any, Final, TypeVar, cast
+from uuid import uuid4
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -48,10 +49,12 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from ich_models.errors import ConfigurationError, RunError
+from ich_models.protocol import ATTEMPT
 
 log = logging.getLogger(__name__)
 
@@ -199,17 +202,34 @@ def _answer(
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "see the hospital's log"), reply_to=task)
 
 
+class _Attempt:
+    """Names each look for a task, the same in every repetition: a server that has answered it already says so again.
+
+    Flower gives a task out once; were the response lost, the task would be.
+    """
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Part of flwr's interface."""
+        context.request.headers[ATTEMPT] = self.name
+        return call_next(context)
+
+
 class _Connection:
     """Flower's interface for hospitals, with patience: every call is repeated, signed anew, until the server answers."""
 
     def __init__(self, server: Server, key: EllipticCurvePrivateKey, stop: threading.Event) -> None:
         self._server, self._stop = server, stop
         self._key = public_key_to_bytes(key.public_key())
+        self._attempt = _Attempt()
         self._client = FleetHttpClient(
             f"https://{server.address}",
             interceptors=[
                 RuntimeVersionHttpInterceptor(component_name="SuperNode"),
                 NodeAuthHttpInterceptor(key, key.public_key()),
+                self._attempt,
             ],
             verify=_trust(server),
             timeout=60.0,
@@ -280,6 +300,7 @@ class _Connection:
 
     def fetch(self) -> Message | None:
         """The next task, whole, or None. Raises RunError if the key is not admitted any more."""
+        self._attempt.name = uuid4().hex
         try:
             response = self._call(self._client.PullMessages, PullMessagesRequest(node=Node(node_id=self.node)))
         except _DeniedError:

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import threading
 import time
+from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.object_store import NoObjectInStoreError, ObjectStoreFactory
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key_to_bytes, verify_signature
 from flwr.supercore.protobuf.translation import ProtobufTranslationMiddleware
 from flwr.supercore.routers import health
 from flwr.supercore.run import Run
@@ -54,6 +55,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ich_models.errors import ConfigurationError, RunError
+from ich_models.protocol import ATTEMPT
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +116,8 @@ class Door:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._seen: dict[tuple[bytes, bytes], float] = {}
+        self._given: dict[bytes, tuple[bytes, list[dict[str, Any]]]] = {}
+        """Per public key: the last attempt at a task, and the response to it."""
         self._lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -145,7 +149,28 @@ class Door:
         async def again() -> dict[str, Any]:
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, again, send)
+        headers = dict(scope["headers"])
+        attempt = headers.get(ATTEMPT.encode(), b"")
+        if path != "/v1/fleet/pull-messages" or not attempt:
+            await self._app(scope, again, send)
+            return
+        key = headers.get(b"flwr-public-key", b"")
+        known, response = self._given.get(key, (b"", []))
+        if known == attempt and _signed(headers):  # its response was lost: Flower would not give the task out again
+            for part in response:
+                await send(part)
+            return
+        given: list[dict[str, Any]] = []
+
+        async def keep(part: Any) -> None:
+            given.append(part)
+            await send(part)
+
+        try:
+            await self._app(scope, again, keep)
+        finally:
+            if given and given[0].get("status") == 200:
+                self._given[key] = (attempt, given)
 
     def _replayed(self, scope: Scope) -> bool:
         """Whether this signature was here before; a client signs every attempt anew, with the time of that moment."""
@@ -161,6 +186,15 @@ class Door:
                 return True
             self._seen[mark] = now
             return False
+
+
+def _signed(headers: dict[bytes, bytes]) -> bool:
+    """Whether the key that a request names has signed its time (when that was, Flower checks on every other request)."""
+    try:
+        key = bytes_to_public_key(b64decode(headers[b"flwr-public-key"]))
+        return verify_signature(key, headers[b"flwr-timestamp"], b64decode(headers[b"flwr-signature"]))
+    except (KeyError, ValueError, TypeError):
+        return False
 
 
 async def _answer(send: Send, status: int) -> None:
@@ -366,6 +400,8 @@ def open_link(
         str(state / "superlink.db"), get_federation_manager(is_simulation=False), ObjectStoreFactory()
     )
     link_state = factory.state()
+    for known in link_state.get_node_info(statuses=["online"]):
+        link_state.deactivate_node(known.node_id)  # who is still there says so within seconds
     run, task = _begin_run(link_state)
     beating = threading.Event()
     threading.Thread(target=_beat, args=(link_state, task, beating), daemon=True).start()

@@ -18,6 +18,15 @@ MALFORMED: Final = "malformed reply"
 NO_REPLY: Final = "no reply before the deadline"
 WRONG_NAME: Final = "replied under another hospital's name"
 
+_FLOWER_ERRORS: Final = {
+    2: "its client failed",
+    3: NO_REPLY,
+    4: NO_REPLY,
+    5: "it went away",
+    7: "it refuses this server's bundle",
+}
+"""Flower's error codes (flwr.common.constant.ErrorCode, part of its wire format) in words."""
+
 M = TypeVar("M", bound=Strict)
 
 
@@ -74,7 +83,7 @@ def _await(grid: Grid, message_id: str, end: float) -> RecordDict | Failure:
     while True:
         for reply in grid.pull_messages([message_id]):
             if reply.has_error():
-                return Failure(f"flower error {reply.error.code}")
+                return Failure(_FLOWER_ERRORS.get(reply.error.code, f"flower error {reply.error.code}"))
             if code := is_refusal(reply.content):
                 return Failure(f"refused with code {code}")
             return reply.content

@@ -20,6 +20,9 @@ from ich_models.strict import Name, Strict
 PROTOCOL: Final = 1
 """Raised whenever a message changes; both sides must have the same."""
 
+ATTEMPT: Final = "ich-attempt"
+"""HTTP header that is the same in every repetition of one request for a task."""
+
 ROUNDS_KEPT: Final = 2
 """A server that goes on after a crash asks for its last round again: both sides keep so many rounds."""
 

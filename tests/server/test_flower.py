@@ -4,6 +4,7 @@ import socket
 import ssl
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,6 +266,27 @@ def test_a_signature_is_accepted_once(place: Place) -> None:
         headers = {name: value for name, value in first.headers.items() if name != "content-length"}
         other = thief.post(place.url("/v1/fleet/pull-messages"), content=pull, headers=headers)
         assert other.status_code == 409
+
+
+def test_a_task_whose_response_was_lost_is_given_again(place: Place) -> None:
+    """Flower gives a task out once. The same attempt gets the same response; another attempt, nothing more."""
+    place.keys["losing"] = ec.generate_private_key(ec.SECP384R1())
+    place.link.refresh()
+    fleet = place.fleet(place.keys["losing"])
+    key = public_key_to_bytes(place.keys["losing"].public_key())
+    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
+    place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="x")])
+    pull = PullMessagesRequest(node=Node(node_id=node))
+    fleet._client.headers["ich-attempt"] = "first"
+    given = fleet.PullMessages(pull)
+    assert len(given.messages_list) == 1
+    assert fleet.PullMessages(pull) == given, "the same attempt"
+    with httpx.Client(verify=place.context(), headers={"ich-attempt": "first"}) as thief:
+        stolen = {"flwr-public-key": b64encode(key).decode(), "flwr-timestamp": "x", "flwr-signature": "AAAA"}
+        answer = thief.post(place.url("/v1/fleet/pull-messages"), headers=stolen, content=pull.SerializeToString())
+        assert answer.status_code in (401, 415), "without the key's signature there is nothing to be had"
+    fleet._client.headers["ich-attempt"] = "second"
+    assert len(fleet.PullMessages(pull).messages_list) == 0
 
 
 # --- nothing that a server sends is run -------------------------------------------------------------------------------
