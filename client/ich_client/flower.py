@@ -352,7 +352,7 @@ class _Connection:
         try:
             return self._upload(head, tree, objects)
         except _DeniedError:
-            log.warning("the server does not take the reply any more: its run has ended, or its time was up")
+            log.warning(_LATE)
             return 0
 
     def _upload(self, head: Message, tree: ObjectTree, objects: dict[str, Any]) -> int:
@@ -363,6 +363,8 @@ class _Connection:
             clientapp_runtime_list=[0.0],
         )
         response = self._call(self._client.PushMessages, request)
+        if not response.objects_to_push:
+            log.warning(_LATE)
         sent = 0
         for identifier in response.objects_to_push:
             content = objects[identifier].deflate()
@@ -377,6 +379,9 @@ class _Connection:
             self._call(self._client.PushObject, piece)
             sent += len(content)
         return sent
+
+
+_LATE: Final = "the server does not take the reply any more: its run has ended, or its time was up"
 
 
 class _StoppedError(Exception):

@@ -89,7 +89,6 @@ def test_a_hospital_that_is_frozen_past_the_deadline_is_passed_over(tmp_path: Pa
         made.processes[2].send_signal(signal.SIGCONT)
         finish(made)
         assert re.search(r"north set aside: (no reply before the deadline|it went away)", made.log("server"))
-        assert "the server does not take the reply any more" in made.log("north"), "its late update is dropped"
         status = command("ich-server", "status", "--home", made.home)
         assert re.search(r"phase +finished", status)
         assert re.search(r"north: (no reply before the deadline|it went away)", status)

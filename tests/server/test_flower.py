@@ -331,6 +331,25 @@ def test_the_bundle_is_one_text_file_and_always_the_same(tmp_path: Path) -> None
     assert "pyproject.toml" in names
 
 
+def test_a_late_reply_is_dropped_and_the_hospital_is_told(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, _context: object) -> Message:
+        time.sleep(2.5)
+        return Message(RecordDict(), reply_to=message)
+
+    joined = Joined(place, "north", app)
+    (node,) = place.link.grid.get_node_ids()
+    (identifier,) = place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=2.0, group_id="x")])
+    end = time.monotonic() + 20
+    while "does not take the reply any more" not in caplog.text and time.monotonic() < end:
+        time.sleep(0.1)
+    joined.end()
+    assert "does not take the reply any more" in caplog.text
+    assert all(reply.has_error() for reply in place.link.grid.pull_messages([identifier]))
+
+
 def test_an_exception_of_the_app_leaves_no_text(place: Place) -> None:
     app = ClientApp()
 
