@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from ich_client.site import Site
 from ich_client.tasks import RefusedError
 from ich_client.train import Direction, fit
-from ich_models.batch import Batch
+from ich_models.batch import Batch, Patients
 from ich_models.errors import Code
 from ich_models.files import write_arrays, write_json
 from ich_models.folds import ALL, Fold, parse
@@ -246,7 +246,7 @@ def thresholds(site: Site, task: ThresholdTask, rows: Rows) -> tuple[ThresholdRe
         split = site.split(fold.part or 0)
         rows_here = split.validation if len(split.validation) else split.train
         chosen = site.hospital.patients.take(rows_here)
-        found.append(youden_threshold(chosen.labels, predict(site.plan, own, chosen.table)[0]))
+        found.append(youden_threshold(chosen.labels, predict(site.plan, own, chosen)[0]))
         validation = _validation_losses(load_stack(site.plan, own), site.batch(fold.part or 0, "validation"))
         losses += _losses(validation.numpy()[:, None])
     return ThresholdReply(hospital=site.hospital.name, thresholds=found, validation_losses=losses), {}
@@ -302,7 +302,7 @@ def predictions(site: Site, folds: Sequence[str], rows: Rows) -> tuple[list[NDAr
         if not len(untaught) or (fold.hospital is not None and fold.trains_at(site.hospital.name)):
             raise RefusedError(Code.HELD_OUT, f"fold '{fold.name}' has learnt from every patient of this hospital")
         tested.append(untaught)
-        probabilities.append(predict(site.plan, own, site.hospital.patients.table[untaught])[0])
+        probabilities.append(predict(site.plan, own, site.hospital.patients.take(untaught))[0])
     return tested, probabilities
 
 
@@ -317,7 +317,6 @@ def personal(site: Site, folds: Sequence[str], rows: Rows) -> Iterator[Rows]:
         yield mine
 
 
-def predict(plan: Plan, rows: Rows, table: NDArray[np.float64]) -> Array:
-    """Probabilities (F, N) of the positive outcome for a table (N, D) under each row's model."""
-    patients = Batch(torch.from_numpy(table).to(plan.dtype), torch.zeros(len(table), dtype=plan.dtype))
-    return torch.sigmoid(load_stack(plan, rows).logits(patients).double()).numpy()
+def predict(plan: Plan, rows: Rows, patients: Patients) -> Array:
+    """Probabilities (F, N) of the positive outcome for N patients, all that is known of them, under each row's model."""
+    return torch.sigmoid(load_stack(plan, rows).logits(patients.batch(plan.dtype)).double()).numpy()

@@ -154,7 +154,7 @@ def _threshold(plan: Plan, rows: Rows, validation: Patients, train: Patients) ->
     if fixed != "youden":
         return fixed
     chosen = validation if len(validation) else train
-    found = youden_threshold(chosen.labels, predict(plan, rows, chosen.table)[0])
+    found = youden_threshold(chosen.labels, predict(plan, rows, chosen)[0])
     return FIXED_THRESHOLD if found is None else found
 
 
@@ -174,7 +174,7 @@ def _score(plan: Plan, site: Site, model: Model, fold: Fold) -> Scored:
     """A hospital's held-out patients of a fold under a model."""
     patients = site.hospital.patients
     rows = site.held_out(fold)
-    probabilities = predict(plan, model.rows, patients.table[rows])[0]
+    probabilities = predict(plan, model.rows, patients.take(rows))[0]
     return Scored(patients.labels[rows], probabilities, np.full(len(rows), model.threshold))
 
 
