@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -97,15 +98,26 @@ def call(app: Typer, *arguments: object) -> str:
 class Federation:
     """The folders of a federation, set up by the programs themselves, and the processes that were started."""
 
-    def __init__(self, folder: Path, study: Path, *, address_port: int | None = None) -> None:
-        """`address_port`: where hospitals connect, if something stands between them and the server."""
-        self.folder, self.study, self.port = folder, study, free_port()
+    def __init__(
+        self,
+        folder: Path,
+        study: Path,
+        *,
+        address_port: int | None = None,
+        host: str = "127.0.0.1",
+        within: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> None:
+        """`address_port`: where hospitals connect, if something stands between them and the server. `host`: the server's.
+
+        `within`: what stands before a program on the command line, by the program's name.
+        """
+        self.folder, self.study, self.port, self.within = folder, study, free_port(), within
         self.home = folder / "federation"
         self.processes: list[subprocess.Popen[bytes]] = []
-        address = f"127.0.0.1:{address_port or self.port}"
+        address = f"{host}:{address_port or self.port}"
         call(server, "init", study, "--address", address, "--home", self.home)
         with (self.home / "server.yaml").open("a") as file:
-            file.write(f"listen: 127.0.0.1:{self.port}\n")
+            file.write(f"listen: {host}:{self.port}\n")
         self.hospitals = sorted(path.stem for path in (study.parent / "hospitals").glob("*.yaml"))
         for name in self.hospitals:
             self.enrol(name)
@@ -124,7 +136,10 @@ class Federation:
         program, *rest = map(str, arguments)
         with (self.folder / f"{log}.log").open("ab") as output:
             process = subprocess.Popen(
-                [BIN / program, *rest], stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+                [*self.within.get(program, ()), str(BIN / program), *rest],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
             )
         self.processes.append(process)
         return process

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,43 @@ def test_the_logs_say_what_was_done(run: Federation) -> None:
     assert "connected to 127.0.0.1" in log
     assert re.search(r"round 4, train: \d+\.\d s, [\d,]+ bytes sent", log)
     assert "hand-over" in log
+
+
+# --- between machines -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def apart() -> Iterator[dict[str, list[str]]]:
+    """Two network namespaces, joined by one cable: the server's machine, and that of the hospitals."""
+    names = {"ich-server": "ich-test-server", "ich-client": "ich-test-client"}
+    commands = [
+        *(f"ip netns add {name}" for name in names.values()),
+        "ip link add ich-s netns ich-test-server type veth peer name ich-c netns ich-test-client",
+        "ip -n ich-test-server address add 10.77.0.1/24 dev ich-s",
+        "ip -n ich-test-client address add 10.77.0.2/24 dev ich-c",
+        *("ip -n ich-test-server link set ich-s up", "ip -n ich-test-client link set ich-c up"),
+    ]
+    try:
+        for each in commands:
+            done = subprocess.run(each.split(), capture_output=True, text=True, check=False)
+            if done.returncode:
+                pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
+        yield {program: ["ip", "netns", "exec", name] for program, name in names.items()}
+    finally:
+        for name in names.values():
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ip") is None, reason="no ip command on this machine")
+def test_machines_that_see_nothing_of_each_other_but_one_port(
+    apart: dict[str, list[str]], run: Federation, tmp_path: Path
+) -> None:
+    """The hospitals' machine has no loopback and no way to anywhere but to the server; the bytes are the same."""
+    study = write_study(tmp_path / "study")
+    with federation(tmp_path, study, host="10.77.0.1", within=apart) as made:
+        server = made.serve()
+        for name in HOSPITALS:
+            made.join(name)
+        assert server.wait(240) == 0, made.log("server")
+        assert made.final_bytes() == run.final_bytes()
