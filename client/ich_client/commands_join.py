@@ -23,6 +23,7 @@ from ich_client.tables import Hospital, load_hospitals
 from ich_client.tasks import RefusedError
 from ich_models import console, kit
 from ich_models.errors import Code, ConfigurationError
+from ich_models.protocol import MODEL
 from ich_strategies.plan import Plan
 
 HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="the hospital's folder")]
@@ -115,9 +116,10 @@ def site_of(opened: Home, hospital: Hospital) -> SiteOf:
 
 
 def _task_done(done: Done) -> None:
-    logging.getLogger("ich_client").info(
-        "%s, %s: %.1f s, %s bytes sent", done.group or done.kind, done.kind, done.seconds, f"{done.sent:,}"
-    )
+    log = logging.getLogger("ich_client")
+    log.info("%s, %s: %.1f s, %s bytes sent", done.group or done.kind, done.kind, done.seconds, f"{done.sent:,}")
+    if done.kind == MODEL:
+        log.info("the model of all hospitals is here, in model/; when the study has no further seed, Ctrl-C leaves")
 
 
 def _log_to_terminal() -> None:

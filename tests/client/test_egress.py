@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import small
+from flwr.app import Message
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from ich_client.hospital import Limits
 from ich_client.site import Site
 from ich_client.tables import Hospital
 from ich_client.tasks import RefusedError
+from ich_deploy.grid import InProcessGrid
 from ich_models.batch import Patients
 from ich_models.errors import Code, Exclusion
 from ich_models.metrics import METRICS
@@ -340,3 +343,31 @@ def test_a_study_goes_on_with_what_is_left(tmp_path: Path) -> None:
     (north,) = found.answers["north"]
     assert north.metrics["auroc"][0] is not None
     assert all(np.isfinite(block).all() for block in found.rows.values())
+
+
+def test_no_identifier_and_no_patients_value_crosses_the_wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte of a whole study, in both directions, as it would be between machines."""
+    crossed: list[bytes] = []
+    real = InProcessGrid._through_the_wire
+
+    def captured(grid: InProcessGrid, message: Message) -> Message:
+        with no_object_id_recompute():
+            crossed.extend(part.deflate() for part in get_all_nested_objects(message).values())
+        return real(grid, message)
+
+    monkeypatch.setattr(InProcessGrid, "_through_the_wire", captured)
+    members = [
+        replace(
+            one, patients=replace(one.patients, ids=tuple(f"CANARY-{one.name}-{n}" for n in range(len(one.patients))))
+        )
+        for one in small.hospitals()
+    ]
+    small.study(small.federation(evaluation={"folds": 2}), members, tmp_path, serialise=True)
+    everything = b"".join(crossed)
+    assert len(everything) > 20_000
+    assert b"without:east" in everything, "it is the study's bytes that were looked at"
+    assert b"CANARY" not in everything
+    for member in members:
+        for value in member.patients.table[~np.isnan(member.patients.table)]:
+            assert value.tobytes() not in everything
+            assert repr(float(value)).encode() not in everything
