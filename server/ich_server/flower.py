@@ -164,13 +164,11 @@ class Door:
 
         async def keep(part: Any) -> None:
             given.append(part)
+            if part["type"] == "http.response.body" and not part.get("more_body") and given[0]["status"] == 200:
+                self._given[key] = (attempt, given)  # before it is sent: the client may ask again at once
             await send(part)
 
-        try:
-            await self._app(scope, again, keep)
-        finally:
-            if given and given[0].get("status") == 200:
-                self._given[key] = (attempt, given)
+        await self._app(scope, again, keep)
 
     def _replayed(self, scope: Scope) -> bool:
         """Whether this signature was here before; a client signs every attempt anew, with the time of that moment."""
