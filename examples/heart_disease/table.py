@@ -21,6 +21,8 @@ PUBLISHED = {
 def rows(out: Path) -> dict[str, tuple[float, float | None]]:
     """Arm -> mean accuracy over the hospitals, accuracy on the pooled test set."""
     results = json.loads((out / "results.json").read_text())
+    if "loho" in results["arms"]:  # loho.yaml has no published counterpart, and its strategy's name is another row's
+        return {}
     found = {}
     for arm, what in results["arms"].items():
         name = results["study"]["strategy"] if arm == "federated" else arm
@@ -32,7 +34,12 @@ def rows(out: Path) -> dict[str, tuple[float, float | None]]:
 
 def main() -> None:
     """Print one line per arm."""
-    found = {name: figures for out in sys.argv[1:] for name, figures in rows(Path(out)).items()}
+    folders = [Path(out) for out in sys.argv[1:]]
+    for folder in folders:
+        if not (folder / "results.json").exists():
+            print(f"{folder}: no results.json; left out", file=sys.stderr)
+    done = [folder for folder in folders if (folder / "results.json").exists()]
+    found = {name: figures for folder in done for name, figures in rows(folder).items()}
     print(f"{'':12}{'mean over hospitals':>24}{'pooled test set':>24}")
     for name, published in PUBLISHED.items():
         if name in found:

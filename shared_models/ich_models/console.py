@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import typer
 import typer.core
@@ -11,6 +11,10 @@ from rich.console import Console
 from ich_models.errors import IchError, Problem, RunError
 
 typer.core.HAS_RICH = False  # plain help texts: with rich, typer 0.20 prints "\[required]" in them
+
+
+INTERRUPTED: Final = 130
+"""Exit code after Ctrl-C."""
 
 
 def application(help_text: str) -> typer.Typer:
@@ -27,6 +31,10 @@ def run(app: typer.Typer) -> None:
     logging.getLogger("flwr").setLevel(logging.WARNING)  # its own accounts of what it does
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            print("interrupted; what was finished is kept, and --resume goes on with a study", file=sys.stderr)
+        raise
     except IchError as error:
         fail(error)
     except OSError as error:
