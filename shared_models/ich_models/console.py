@@ -33,7 +33,7 @@ def run(app: typer.Typer) -> None:
         app()
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            print("interrupted; what was finished is kept, and --resume goes on with a study", file=sys.stderr)
+            sys.stderr.write("interrupted; what was finished is kept, and --resume goes on with a study\n")
         raise
     except IchError as error:
         fail(error)
