@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import STUDY, Federation, command, federation, free_port, write_study
+from processes import STUDY, Federation, call, command, federation, free_port, write_study
 from proxy import Proxy, proxy
+
+from ich_server.cli import app as program
 
 pytestmark = pytest.mark.slow
 
@@ -120,7 +122,7 @@ def test_a_server_that_is_killed_goes_on_where_it_was(running: Federation, undis
 
 def test_a_server_that_is_asked_to_stop_keeps_its_round(running: Federation, undisturbed: bytes) -> None:
     running.wait_for_round(2)
-    command("ich-server", "stop", "--home", running.home)
+    call(program, "stop", "--home", running.home)
     assert running.processes[0].wait(60) == 4
     assert "stopped as asked" in running.log("server")
     assert re.search(r"phase +stopped", command("ich-server", "status", "--home", running.home))
@@ -131,13 +133,13 @@ def test_a_server_that_is_asked_to_stop_keeps_its_round(running: Federation, und
 
 def test_a_pause_is_a_pause(running: Federation, undisturbed: bytes) -> None:
     running.wait_for_round(1)
-    command("ich-server", "pause", "--home", running.home)
+    call(program, "pause", "--home", running.home)
     end = time.monotonic() + 60
     while not re.search(r"phase +paused", command("ich-server", "status", "--home", running.home)):
         assert time.monotonic() < end
     time.sleep(3)
     assert re.search(r"phase +paused", command("ich-server", "status", "--home", running.home))
-    command("ich-server", "pause", "--off", "--home", running.home)
+    call(program, "pause", "--off", "--home", running.home)
     finish(running)
     assert running.final_bytes() == undisturbed
 
