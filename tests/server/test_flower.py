@@ -97,6 +97,7 @@ def place(opened: Place) -> Iterator[Place]:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A refusal that may pass is waited for so long."""
     monkeypatch.setattr(client, "REFUSED_FOR", 1.0)
+    monkeypatch.setattr(client, "LONGEST_PAUSE", 0.2)
 
 
 NOTHING = ClientApp()
@@ -336,12 +337,12 @@ def test_a_late_reply_is_dropped_and_the_hospital_is_told(place: Place, caplog: 
 
     @app.query()
     def query(message: Message, _context: object) -> Message:
-        time.sleep(2.5)
+        time.sleep(4.5)
         return Message(RecordDict(), reply_to=message)
 
     joined = Joined(place, "north", app)
     (node,) = place.link.grid.get_node_ids()
-    (identifier,) = place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=2.0, group_id="x")])
+    (identifier,) = place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=4.0, group_id="x")])
     end = time.monotonic() + 20
     while "does not take the reply any more" not in caplog.text and time.monotonic() < end:
         time.sleep(0.1)
