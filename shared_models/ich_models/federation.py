@@ -9,10 +9,12 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
 from ich_models.errors import ConfigurationError, Problem
+from ich_models.image_spec import ImageSpec
 from ich_models.networks.options import NetworkOptions
 from ich_models.recipes import Recipe, Stage
 from ich_models.strategy_options import FedAvg, StrategyOptions
 from ich_models.strict import Name, Strict
+from ich_models.text_spec import TextSpec
 from ich_models.variables import Complaint, Dictionary, Outcome, Table, Variable
 from ich_models.yaml_config import Document, load
 
@@ -37,9 +39,11 @@ class Task(Strict):
 
 
 class Modalities(Strict):
-    """What a patient is described by. Images and text join the table here."""
+    """What a patient is described by."""
 
     table: Table
+    image: ImageSpec | None = None
+    text: TextSpec | None = None
 
 
 # --- training, evaluation, quorum -------------------------------------------------------------------------------------
