@@ -30,7 +30,7 @@ class BareLoop:
         self.network = nn.Sequential(
             nn.Linear(width, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0)
         )
-        start = torch.from_numpy(plan.start_row(statistics.log_odds)[None].copy())
+        start = torch.from_numpy(plan.start_rows([statistics.log_odds]))
         self.weights = [tensor[0].clone() for tensor in plan.weights.unpack(start).values()]
 
     def round(self) -> None:

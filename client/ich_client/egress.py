@@ -62,7 +62,7 @@ def _blocks(site: Site, task: Task, rows: Rows) -> None:
             widths[LOCAL] = site.plan.local.size
     if set(rows) != set(widths):
         raise RefusedError(Code.EGRESS, f"blocks {sorted(rows)}, and {sorted(widths)} may leave")
-    dtype = site.plan.start.numpy().dtype
+    dtype = site.plan.number
     for name, block in rows.items():
         if block.shape != (folds, widths[name]) or block.dtype != dtype or not np.isfinite(block).all():
             raise RefusedError(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ich_client.site import Site
@@ -132,16 +133,16 @@ def _all_patients(
 def train_alone(plan: Plan, sites: Sequence[Site], part: int, recipe: Recipe, seed: tuple[int, ...]) -> Model:
     """Train the plan's network in one place on the training patients of `sites`, scaled by their own statistics."""
     moments = merge(site.moments(part) for site in sites)
-    rows = {WEIGHTS: plan.start_row(moments.log_odds)[None], CONSTANTS: _constants(plan, moments)}
+    rows = {WEIGHTS: plan.start_rows([moments.log_odds]), CONSTANTS: _constants(plan, moments)}
     if plan.local.size:
         rows[LOCAL] = plan.start_local.numpy()
     stack = load_stack(plan, rows)
     train = _patients(sites, part, "train")
     fit(stack, train.batch(plan.dtype), recipe, seed=seed)
-    tensors = stack.tensors()
-    rows[WEIGHTS] = plan.weights.pack(tensors, plan.start).numpy().copy()
+    tensors, stack_of_one = stack.tensors(), torch.from_numpy(rows[WEIGHTS])
+    rows[WEIGHTS] = plan.weights.pack(tensors, stack_of_one).numpy().copy()
     if plan.local.size:
-        rows[LOCAL] = plan.local.pack(tensors, plan.start).numpy().copy()
+        rows[LOCAL] = plan.local.pack(tensors, stack_of_one).numpy().copy()
     return Model(rows, _threshold(plan, rows, _patients(sites, part, "validation"), train))
 
 
@@ -160,7 +161,7 @@ def _threshold(plan: Plan, rows: Rows, validation: Patients, train: Patients) ->
 
 def _constants(plan: Plan, moments: Moments) -> NDArray[np.floating]:
     scaled = plan.federation.modalities.table.scaling != "none"
-    return moments.constants(scaled=scaled).reshape(1, -1).astype(plan.start.numpy().dtype)
+    return moments.constants(scaled=scaled).reshape(1, -1).astype(plan.number)
 
 
 def _own_scaling(plan: Plan, site: Site, model: Model, fold: Fold) -> Model:

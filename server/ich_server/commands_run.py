@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ich_models import kit as kits
 from ich_models.errors import ConfigurationError
-from ich_server import deployment, flower, home, pki, status
+from ich_server import deployment, flower, home, memory, pki, status
 from ich_server.deployment import Reporter
 from ich_server.flower import Link, open_link
 from ich_server.status import Status
@@ -116,6 +116,7 @@ def run(
         hint = "go on with --resume, or move seeds/ and results.json aside to begin anew"
         raise ConfigurationError("a study was begun here", where=str(folder / "seeds"), hint=hint)
     _log_to(opened.state / "server.log")
+    memory.give_back()
     for request in (status.PAUSE, status.STOP):
         status.withdraw(opened.state, request)
     certificate, key = pki.server_certificate(opened.pki, opened.settings.host, federation.name)

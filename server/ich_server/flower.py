@@ -5,6 +5,7 @@ Of Flower's three programming interfaces only the one for hospitals (Fleet) is b
 runs could be listed or code submitted, on any port.
 """
 
+import gc
 import hashlib
 import logging
 import threading
@@ -64,6 +65,10 @@ FLWR: Final = "1.41.0"
 
 LARGEST_BODY: Final = 8 * 2**20
 """Bytes of a request: objects travel in pieces of 5 MB."""
+
+LARGE_BODY: Final = 2**20
+"""Bytes from which on a request is cleared away as soon as it is answered: the web framework leaves it in a circle of
+references, and several hundred MB would wait for Python to look for them."""
 
 REPLAY_WINDOW: Final = 320.0
 """Seconds for which Flower accepts a signed timestamp, and a little."""
@@ -131,15 +136,17 @@ class Door:
         if not path.startswith("/v1/fleet/") or path.endswith("register-node"):
             await _answer(send, 404)
             return
-        body = b""
+        parts: list[bytes] = []
+        size = 0
         more = True
         while more:
             part = await receive()
             if part["type"] != "http.request":
                 return
-            body += part.get("body", b"")
+            parts.append(part.get("body", b""))
+            size += len(parts[-1])
             more = part.get("more_body", False)
-            if len(body) > LARGEST_BODY:
+            if size > LARGEST_BODY:
                 await _answer(send, 413)
                 return
         if self._replayed(scope):
@@ -147,12 +154,14 @@ class Door:
             return
 
         async def again() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": parts.pop(0) if parts else b"", "more_body": bool(parts)}
 
         headers = dict(scope["headers"])
         attempt = headers.get(ATTEMPT.encode(), b"")
         if path != "/v1/fleet/pull-messages" or not attempt:
             await self._app(scope, again, send)
+            if size > LARGE_BODY:
+                gc.collect()
             return
         key = headers.get(b"flwr-public-key", b"")
         known, response = self._given.get(key, (b"", []))

@@ -21,7 +21,7 @@ def hand_over(
     rows = {name: np.ascontiguousarray(block) for name, block in result.of([ALL]).items()}
     task = ModelTask(federation=plan.hash, seed=plan.seed, threshold=result.thresholds[ALL])
     record = to_record(task, rows)
-    requests = [Request(name, (ALL,), record) for name in sorted(nodes) if name in result.hospitals]
+    requests = [(Request(name, (ALL,)), record) for name in sorted(nodes) if name in result.hospitals]
     kept: list[str] = []
     failed: list[Quarantine] = []
     deadline = plan.federation.quorum.deadline

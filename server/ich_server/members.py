@@ -51,7 +51,7 @@ def meet(grid: Grid, plan: Plan, expected: int, names: Mapping[int, str]) -> tup
     parts = list(range((federation.evaluation.folds or 0) + 1))
     nodes = {str(node): node for node in _gathered(grid, expected, federation.quorum.deadline)}
     task = to_record(StatisticsTask(federation=plan.hash, seed=plan.seed, parts=parts))
-    requests = [Request(node, (), task) for node in nodes]
+    requests = [(Request(node, ()), task) for node in nodes]
     members: dict[str, Member] = {}
     absent: list[Quarantine] = []
     for request, reply in exchange(grid, nodes, requests, STATISTICS, federation.quorum.deadline, "statistics"):

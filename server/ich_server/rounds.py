@@ -1,7 +1,7 @@
 """One exchange with the hospitals over any flwr Grid: send, wait until the deadline, take the replies in a fixed order."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -36,7 +36,10 @@ class Request:
 
     hospital: str
     folds: Sequence[str]
-    record: RecordDict
+
+
+Asked = tuple[Request, RecordDict]
+"""A message with its content."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Quarantine:
 
 
 def exchange(
-    grid: Grid, nodes: Mapping[str, int], requests: Sequence[Request], message_type: str, deadline: float, group: str
+    grid: Grid, nodes: Mapping[str, int], requests: Iterable[Asked], message_type: str, deadline: float, group: str
 ) -> Iterator[tuple[Request, RecordDict | Failure]]:
     """Send every request, then yield each with its reply or failure, in the order given.
 
@@ -66,16 +69,13 @@ def exchange(
     replied has failed; a later reply stays unread.
     """
     end = time.monotonic() + deadline
-    ids = [
-        next(iter(grid.push_messages([_message(request, nodes, message_type, deadline, group)])))
-        for request in requests
-    ]
-    for request, message_id in zip(requests, ids, strict=True):
+    sent = []
+    for request, record in requests:  # made one by one; what is pushed need not stay here
+        message = Message(record, nodes[request.hospital], message_type, ttl=deadline, group_id=group)
+        sent.append((request, next(iter(grid.push_messages([message])))))
+        del message, record
+    for request, message_id in sent:
         yield request, _await(grid, message_id, end)
-
-
-def _message(request: Request, nodes: Mapping[str, int], message_type: str, deadline: float, group: str) -> Message:
-    return Message(request.record, nodes[request.hospital], message_type, ttl=deadline, group_id=group)
 
 
 def _await(grid: Grid, message_id: str, end: float) -> RecordDict | Failure:

@@ -1,14 +1,14 @@
 """A study from first contact to last figure: every fold trained side by side, checkpointed, and evaluated once."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import Array, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -19,6 +19,7 @@ from ich_models.folds import LOHO, Fold, folds_of, questions
 from ich_models.protocol import (
     CONSTANTS,
     EVALUATE,
+    LARGE,
     LOCAL,
     THRESHOLD,
     TRAIN,
@@ -34,14 +35,15 @@ from ich_models.protocol import (
     TrainReply,
     TrainTask,
     chunks,
+    packed,
     to_record,
 )
 from ich_models.statistics import merge
 from ich_server import checkpoint
 from ich_server.checkpoint import Progress
 from ich_server.members import Member, meet
-from ich_server.rounds import MALFORMED, Failure, Quarantine, Request, exchange, read
-from ich_strategies.aggregate import Buffered, WeightedMeans, fault
+from ich_server.rounds import MALFORMED, Asked, Failure, Quarantine, Request, exchange, read
+from ich_strategies.aggregate import LOSS, Buffered, WeightedMeans, fault
 from ich_strategies.plan import Plan
 
 FIXED_THRESHOLD: Final = 0.5
@@ -140,27 +142,26 @@ def _beginning(plan: Plan, members: Mapping[str, Member], absent: Sequence[Quara
     """Start weights, constants and strategy state of every fold, from its training hospitals' statistics alone."""
     folds = folds_of(plan.federation.evaluation, members)
     table = plan.federation.modalities.table
-    per_fold: list[dict[str, NDArray[np.floating]]] = []
-    for fold in folds:
-        statistics = merge(member.moments[fold.part or 0] for name, member in members.items() if fold.trains_at(name))
-        weights = plan.start_row(statistics.log_odds)
-        rows = {WEIGHTS: weights, BEST: weights}
-        if table.scaling != "hospital":
-            rows[CONSTANTS] = (
-                statistics.constants(scaled=table.scaling == "federated", ranges=bounds(table))
-                .reshape(-1)
-                .astype(weights.dtype)
-            )
-        rows |= {f"{STATE}{name}": row for name, row in plan.strategy.start(weights).items()}
-        per_fold.append(rows)
+    statistics = [
+        merge(member.moments[fold.part or 0] for name, member in members.items() if fold.trains_at(name))
+        for fold in folds
+    ]
+    rows: dict[str, NDArray[np.floating]] = {WEIGHTS: plan.start_rows([one.log_odds for one in statistics])}
+    if plan.federation.evaluation.choose_round == "best":
+        rows[BEST] = rows[WEIGHTS].copy()
+    if table.scaling != "hospital":
+        scaled, ranges = table.scaling == "federated", bounds(table)
+        constants = [one.constants(scaled=scaled, ranges=ranges).reshape(-1) for one in statistics]
+        rows[CONSTANTS] = np.stack(constants).astype(plan.number)
+    states = [plan.strategy.start(weights) for weights in rows[WEIGHTS]]
+    rows |= {f"{STATE}{name}": np.stack([state[name] for state in states]) for name in states[0]}
     facts = {
         "hospitals": {name: member.facts() for name, member in members.items()},
         "best_losses": [None] * len(folds),
         "history": [],
         "quarantined": [asdict(each) for each in absent],
     }
-    stacked = {name: np.stack([rows[name] for rows in per_fold]) for name in per_fold[0]}
-    return Progress(plan.hash, plan.seed, 0, [fold.name for fold in folds], stacked, facts)
+    return Progress(plan.hash, plan.seed, 0, [fold.name for fold in folds], rows, facts)
 
 
 def _check_unchanged(then: Mapping[str, Any], members: Mapping[str, Member]) -> None:
@@ -207,8 +208,9 @@ class _Study:
                 quarantined.append(Quarantine(when, request.hospital, str(reason)))
                 continue
             answer, rows = update
-            means.add(request.folds, rows | {"loss": _column(answer.losses)}, answer.patients)
+            means.add(request.folds, rows | {LOSS: _column(answer.losses)}, answer.patients)
             _add_known(validation, request.folds, answer.validation_losses, answer.patients)
+            del reply, update, rows  # the next reply is taken in without this one in memory
         self._check_quorum(means.replies, when, quarantined)
         if self.plan.federation.evaluation.choose_round == "best":
             self._keep_best(validation)
@@ -261,33 +263,29 @@ class _Study:
     # asking
 
     def _exchange(
-        self, requests: Sequence[Request], message_type: str, group: str
+        self, requests: Iterable[Asked], message_type: str, group: str
     ) -> Iterator[tuple[Request, RecordDict | Failure]]:
         nodes = {name: member.node for name, member in self.members.items()}
         return exchange(self.grid, nodes, requests, message_type, self.plan.federation.quorum.deadline, group)
 
-    def _to_learners(self, task: Callable[[list[str]], Task], extras: Sequence[str] = ()) -> list[Request]:
-        """One message per hospital and chunk of the folds that it trains, sorted by hospital.
-
-        Hospitals that get the same folds share the record, so that it is stored once.
-        """
-        rows = _sendable(self.progress.rows) | {name: self.progress.rows[f"{STATE}{name}"] for name in extras}
-        bytes_each = sum(block[0].nbytes for block in rows.values())
-        requests: list[Request] = []
-        records: dict[tuple[str, ...], RecordDict] = {}
+    def _to_learners(self, task: Callable[[list[str]], Task], extras: Sequence[str] = ()) -> Iterator[Asked]:
+        """One message per hospital and chunk of the folds that it trains, sorted by hospital."""
+        post = _Post(self.names, _sendable(self.progress.rows) | self._state(extras))
         for hospital in self.members:
             learning = [fold.name for fold in self.folds if fold.trains_at(hospital)]
-            for folds in chunks(learning, bytes_each, self.plan.federation.training.message_limit):
-                if tuple(folds) not in records:
-                    records[tuple(folds)] = to_record(task(folds), _rows_of(self.names, rows, folds))
-                requests.append(Request(hospital, folds, records[tuple(folds)]))
-        return requests
+            for folds in chunks(learning, post.bytes_each, self.plan.federation.training.message_limit):
+                yield Request(hospital, folds), post.record(task(folds), folds)
+
+    def _state(self, names: Sequence[str]) -> Rows:
+        return {name: self.progress.rows[f"{STATE}{name}"] for name in names}
 
     # training
 
     def _fault(self, folds: Sequence[str], reply: TrainReply, rows: Rows, *, final: bool) -> str | None:
         """Why an update cannot be used, or None."""
         if not len(reply.losses) == len(reply.validation_losses) == len(folds):
+            return MALFORMED
+        if self.plan.strategy.exact_loss and None in reply.losses:
             return MALFORMED
         size = self.plan.weights.size
         widths = {WEIGHTS: size, **self.plan.strategy.returns(size)}
@@ -310,7 +308,7 @@ class _Study:
         if not self.plan.strategy.buffers:
             return WeightedMeans()
         starts = dict(zip(self.names, self.progress.rows[WEIGHTS], strict=True))
-        return Buffered(lambda fold, rows, patients: self.plan.strategy.combine(starts[fold], rows, patients))
+        return Buffered(lambda fold, *kept: self.plan.strategy.combine(starts[fold], *kept))
 
     def _patients(self, fold: str, hospital: str) -> int:
         """Training patients of a fold at a hospital, as stated before round 1."""
@@ -343,7 +341,7 @@ class _Study:
         for index, fold in enumerate(self.folds):
             share = means.weights[fold.name] / sum(self._patients(fold.name, name) for name in self._learners(fold))
             mean = means.mean(fold.name)
-            losses[fold.name] = _number(mean.pop("loss"))
+            losses[fold.name] = _number(mean.pop(LOSS))
             if LOCAL in mean:
                 whole = rows.setdefault(LOCAL, np.empty((len(self.folds), self.plan.local.size), mean[LOCAL].dtype))
                 whole[index] = mean.pop(LOCAL)
@@ -411,37 +409,45 @@ class _Study:
         self, thresholds: Mapping[str, float], quarantined: list[Quarantine]
     ) -> dict[str, tuple[Answer, ...]]:
         """Every hospital's figures: of the fold that held it out, and of the all-hospital model on held-out patients."""
-        requests = []
-        for hospital in self.members:
-            asked = questions(self.plan.federation.evaluation, hospital)
-            folds = [fold for folds in asked.values() for fold in folds]
-            task = EvaluateTask(
-                federation=self.plan.hash,
-                seed=self.plan.seed,
-                folds=folds,
-                questions=[
-                    Question(arm=arm, folds=named, thresholds=[thresholds[fold] for fold in named])
-                    for arm, named in asked.items()
-                ],
-            )
-            rows = _rows_of(self.names, _sendable(self.progress.rows), folds)
-            requests.append(Request(hospital, folds, to_record(task, rows)))
         answers: dict[str, tuple[Answer, ...]] = {}
-        for request, reply in self._exchange(requests, EVALUATE, "evaluation"):
+        for request, reply in self._exchange(self._tests(thresholds), EVALUATE, "evaluation"):
             answer = read(reply, EvaluateReply, request.hospital)
-            if not isinstance(answer, Failure) and not self._plausible(request.hospital, answer[0].answers):
+            if not isinstance(answer, Failure) and not self._plausible(request, answer[0].answers):
                 answer = Failure(MALFORMED)
             if isinstance(answer, Failure):
                 quarantined.append(Quarantine("evaluation", request.hospital, answer.reason))
             else:
-                answers[request.hospital] = tuple(answer[0].answers)
+                answers[request.hospital] = (*answers.get(request.hospital, ()), *answer[0].answers)
         return answers
 
-    def _plausible(self, hospital: str, answers: Sequence[Answer]) -> bool:
+    def _tests(self, thresholds: Mapping[str, float]) -> Iterator[Asked]:
+        """One message per hospital with its questions, or one per question where together they are too large."""
+        post = _Post(self.names, _sendable(self.progress.rows))
+        for hospital in self.members:
+            asked = questions(self.plan.federation.evaluation, hospital)
+            size = sum(map(len, asked.values())) * post.bytes_each
+            together = size <= self.plan.federation.training.message_limit
+            for some in [asked] if together else [{arm: named} for arm, named in asked.items()]:
+                folds = [fold for named in some.values() for fold in named]
+                task = EvaluateTask(
+                    federation=self.plan.hash,
+                    seed=self.plan.seed,
+                    folds=folds,
+                    questions=[
+                        Question(arm=arm, folds=named, thresholds=[thresholds[fold] for fold in named])
+                        for arm, named in some.items()
+                    ],
+                )
+                yield Request(hospital, folds), post.record(task, folds)
+
+    def _plausible(self, request: Request, answers: Sequence[Answer]) -> bool:
         """Whether these answer what was asked, about as many patients as the hospital has said that it has."""
-        evaluation, member = self.plan.federation.evaluation, self.members[hospital]
+        evaluation, member = self.plan.federation.evaluation, self.members[request.hospital]
         training = member.moments[0]
-        if [answer.arm for answer in answers] != list(questions(evaluation, hospital)):
+        asked = questions(evaluation, request.hospital)
+        if [answer.arm for answer in answers] != [
+            arm for arm, named in asked.items() if set(named) <= set(request.folds)
+        ]:
             return False
         for answer in answers:
             if answer.arm == LOHO or evaluation.folds:  # every patient is tested once
@@ -455,6 +461,25 @@ class _Study:
 
 
 # --- rows and files ---------------------------------------------------------------------------------------------------
+
+
+class _Post:
+    """Makes the records of one exchange. Hospitals that get the same folds share the arrays, which are stored once."""
+
+    def __init__(self, names: Sequence[str], rows: Rows) -> None:
+        self._names, self._rows = names, rows
+        self._arrays: dict[tuple[str, ...], list[Array]] = {}
+        self.bytes_each = sum(block[0].nbytes for block in rows.values())
+        """Of one fold."""
+
+    def record(self, task: Task, folds: Sequence[str]) -> RecordDict:
+        """A task about these folds, with their rows."""
+        each = [(fold,) for fold in folds] if self.bytes_each >= LARGE else [tuple(folds)]
+        for group in each:
+            if group not in self._arrays:
+                self._arrays[group] = packed(_rows_of(self._names, self._rows, group))
+        arrays = [array for group in each for array in self._arrays[group]]
+        return to_record(task, {name: block[:0] for name, block in self._rows.items()}, arrays)
 
 
 def _sendable(rows: Rows) -> Rows:

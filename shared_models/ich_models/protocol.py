@@ -247,19 +247,38 @@ class MalformedError(ValueError):
 
 _MESSAGE, _JSON, _BLOCKS, _WIDTHS, _ARRAYS, _ROWS = "message", "json", "blocks", "widths", "arrays", "rows"
 
+LARGE: Final = 2**20
+"""Bytes of a fold's numbers from which on each fold is an array of its own: hospitals that get different folds then share
+what they have in common, which the server stores once. Many small arrays would cost more than they save."""
 
-def to_record(message: Strict, rows: Rows | None = None) -> RecordDict:
-    """A message and its rows as a flwr record: JSON that a person can read, and one flat array."""
+
+def packed(rows: Rows) -> list[Array]:
+    """Rows as flat arrays of their blocks side by side: one (F, width) or, of large ones, F of (1, width)."""
+    blocks = list(rows.values())
+    folds, width = len(blocks[0]), sum(block.shape[1] for block in blocks)
+    if width * blocks[0].itemsize < LARGE:
+        return [Array(np.ascontiguousarray(np.concatenate(blocks, axis=1)))]
+    return [Array(np.concatenate([block[fold : fold + 1] for block in blocks], axis=1)) for fold in range(folds)]
+
+
+def to_record(message: Strict, rows: Rows | None = None, arrays: Sequence[Array] | None = None) -> RecordDict:
+    """A message and its rows as a flwr record: JSON that a person can read, and flat arrays.
+
+    `arrays`: what `packed` makes of these rows, if it is there already.
+    """
     config: dict[str, ConfigRecordValues] = {_JSON: message.model_dump_json()}
     record = RecordDict()
     if rows:
-        blocks = list(rows.values())
         config[_BLOCKS] = list(rows)
-        config[_WIDTHS] = [block.shape[1] for block in blocks]
-        array = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
-        record[_ARRAYS] = ArrayRecord({_ROWS: Array(np.ascontiguousarray(array))})
+        config[_WIDTHS] = [block.shape[1] for block in rows.values()]
+        given = packed(rows) if arrays is None else arrays
+        record[_ARRAYS] = ArrayRecord({_row(index): array for index, array in enumerate(given)})
     record[_MESSAGE] = ConfigRecord(config)
     return record
+
+
+def _row(index: int) -> str:
+    return f"{_ROWS}{index or ''}"
 
 
 M = TypeVar("M", bound=Strict)
@@ -279,13 +298,28 @@ def from_record(record: RecordDict, kind: type[M]) -> tuple[M, Rows]:
             if arrays is not None:
                 raise MalformedError("an array without names for its blocks")
             return message, {}
-        if not isinstance(arrays, ArrayRecord) or set(arrays) != {_ROWS}:
-            raise MalformedError("no array for the blocks, or several")
-        return message, _blocks(config[_BLOCKS], config[_WIDTHS], arrays[_ROWS].numpy())
+        if not isinstance(arrays, ArrayRecord) or set(arrays) != set(map(_row, range(max(1, len(arrays))))):
+            raise MalformedError("no arrays for the blocks, or others")
+        return message, _blocks(config[_BLOCKS], config[_WIDTHS], _unpacked(arrays))
     except MalformedError:
         raise
     except Exception as error:  # bytes of a stranger: whatever a parser makes of them, it is not such a message
         raise MalformedError(_plainly(error)) from error
+
+
+def _unpacked(arrays: ArrayRecord) -> NDArray[np.floating]:
+    """The arrays as one; they are given up one by one, so that a large model is not in memory twice."""
+    if len(arrays) == 1:
+        return np.asarray(arrays.pop(_ROWS).numpy())
+    folds = len(arrays)
+    first = arrays[_ROWS].numpy()
+    whole = np.empty((folds, *first.shape[1:]), first.dtype)
+    for fold in range(folds):
+        one = arrays.pop(_row(fold)).numpy()
+        if one.shape != first.shape or one.dtype != first.dtype or len(one) != 1:
+            raise MalformedError("arrays of different shapes")
+        whole[fold] = one[0]
+    return whole
 
 
 def _blocks(names: object, widths: object, array: object) -> Rows:

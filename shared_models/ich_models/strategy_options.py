@@ -1,9 +1,9 @@
 """What `training.strategy` may say in federation.yaml, one class per algorithm; the algorithms are in ich_strategies."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import BeforeValidator, Field, PositiveFloat
 
 from ich_models.strict import Strict
 from ich_models.variables import Complaint
@@ -129,7 +129,68 @@ class Bulyan(Options):
     """Hospitals that may send anything."""
 
 
+class QFedAvg(Options):
+    """Hospitals that the model serves badly count more (Li et al., ICLR 2020), by Flower. 0 < q; each hospital reports
+    the exact loss of the weights that it received."""
+
+    name: Literal["qfedavg"]
+    q: PositiveFloat = 0.1
+    client_learning_rate: PositiveFloat
+    """The stages' learning rate: its inverse stands for the loss's Lipschitz constant."""
+
+
+class CentralDP(Options):
+    """Flower's server-side fixed clipping: differential privacy of a hospital as a whole against those who see the models,
+    not against the server. Hospitals count alike."""
+
+    name: Literal["central_dp"]
+    noise_multiplier: PositiveFloat
+    """Standard deviation of the noise on the sum of updates, over `clipping_norm`."""
+    clipping_norm: PositiveFloat
+    """Largest L2 norm of one hospital's update."""
+
+
+_ELSEWHERE = (
+    "the hospital's installed programs take no such part from a server: use central_dp, which clips at the server"
+)
+_ADAPTIVE = (
+    "the clip would follow private updates, and what that costs is not counted: use central_dp with a fixed norm"
+)
+
+REFUSED: Final[Mapping[str, str]] = {
+    "differentialprivacyclientsidefixedclipping": f"needs Flower's clipping at the hospital; {_ELSEWHERE}",
+    "differentialprivacyclientsideadaptiveclipping": f"needs Flower's clipping at the hospital; {_ELSEWHERE}",
+    "differentialprivacyserversideadaptiveclipping": _ADAPTIVE,
+    "differentialprivacyserversidefixedclipping": "its name here is central_dp",
+    "fedxgbbagging": "trains trees, and the networks here are trained by gradients",
+    "fedxgbcyclic": "trains trees, and the networks here are trained by gradients",
+}
+"""Flower's strategies that are not offered, and why."""
+
+
+def _offered(value: object) -> object:
+    name = value.get("name") if isinstance(value, Mapping) else None
+    if isinstance(name, str) and (reason := REFUSED.get(name.lower().replace("_", ""))):
+        raise ValueError(f"strategy '{name}' is not offered | {reason}")
+    return value
+
+
 StrategyOptions = Annotated[
-    FedAvg | FedProx | Scaffold | FedAvgM | FedOpt | FedBN | FedMedian | FedTrimmedAvg | Krum | MultiKrum | Bulyan,
-    Field(discriminator="name"),
+    Annotated[
+        FedAvg
+        | FedProx
+        | Scaffold
+        | FedAvgM
+        | FedOpt
+        | FedBN
+        | FedMedian
+        | FedTrimmedAvg
+        | Krum
+        | MultiKrum
+        | Bulyan
+        | QFedAvg
+        | CentralDP,
+        Field(discriminator="name"),
+    ],
+    BeforeValidator(_offered),
 ]

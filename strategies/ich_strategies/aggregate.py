@@ -1,7 +1,8 @@
 """Updates to one mean: each is checked, folded into a running sum and dropped, so memory does not grow with hospitals."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,12 +50,30 @@ def fault(
     if not all(np.isfinite(rows).all() for rows in returned.values()):
         return Fault.NOT_FINITE
     for name, rows in returned.items():
-        limit, base = (largest_norm, sent) if name == WEIGHTS else (largest_state, 0)
-        with np.errstate(over="ignore"):  # infinite is above any limit
-            norms = np.linalg.norm(rows.astype(np.float64) - base, axis=1)
-        if norms.max() > limit:
+        limit, base = (largest_norm, sent) if name == WEIGHTS else (largest_state, None)
+        if max(_norm(row, None if base is None else base[index]) for index, row in enumerate(rows)) > limit:
             return Fault.NORM
     return None
+
+
+PIECE: Final = 2**20
+"""Numbers that are computed with at once: a model of 100 MB would be copied several times over in float64."""
+
+
+def _pieces(size: int) -> Iterator[slice]:
+    return (slice(start, start + PIECE) for start in range(0, size, PIECE))
+
+
+def _norm(row: NDArray[np.floating], base: NDArray[np.floating] | None) -> float:
+    """L2 norm of `row - base` in float64."""
+    squares = 0.0
+    with np.errstate(over="ignore"):  # infinite is above any limit
+        for piece in _pieces(len(row)):
+            moved = row[piece].astype(np.float64)
+            if base is not None:
+                moved -= base[piece]
+            squares += float(moved @ moved)
+    return squares**0.5
 
 
 class WeightedMeans:
@@ -79,20 +98,27 @@ class WeightedMeans:
             self.replies[fold] = self.replies.get(fold, 0) + 1
             for name, values in rows.items():
                 self._dtypes[name] = values.dtype
-                part = values[index].astype(np.float64) * weight
-                if name in sums:
-                    sums[name] += part
-                else:
-                    sums[name] = part
+                if name not in sums:
+                    sums[name] = np.zeros(values.shape[1])
+                whole = sums[name]
+                for piece in _pieces(values.shape[1]):
+                    whole[piece] += values[index, piece].astype(np.float64) * weight
 
     def mean(self, fold: str) -> dict[str, NDArray[np.floating]]:
         """The means of one fold, whose sums are given up."""
         total = self.weights[fold]
-        return {name: (sums / total).astype(self._dtypes[name]) for name, sums in self._sums.pop(fold).items()}
+        found = self._sums.pop(fold)
+        for sums in found.values():
+            sums /= total
+        return {name: found.pop(name).astype(self._dtypes[name]) for name in list(found)}
 
 
-Combine = Callable[[str, Sequence[NDArray[np.floating]], Sequence[int]], NDArray[np.floating]]
-"""Fold, its hospitals' weights (size,) in the order of `add`, their patients -> what stands in place of the mean."""
+Combine = Callable[[str, Sequence[NDArray[np.floating]], Sequence[int], Sequence[float]], NDArray[np.floating]]
+"""Fold, its hospitals' weights (size,) in the order of `add`, their patients, their training losses (NaN: none) -> what
+stands in place of the mean."""
+
+LOSS: Final = "loss"
+"""Row (1,) of an update beside its blocks: the training loss that it reports."""
 
 
 class Buffered(WeightedMeans):
@@ -101,15 +127,16 @@ class Buffered(WeightedMeans):
     def __init__(self, combine: Combine) -> None:
         super().__init__()
         self._combine = combine
-        self._kept: dict[str, list[tuple[NDArray[np.floating], int]]] = {}
+        self._kept: dict[str, list[tuple[NDArray[np.floating], int, float]]] = {}
 
     def add(self, folds: Sequence[str], rows: Mapping[str, NDArray[np.floating]], patients: Sequence[int]) -> None:
         """Keep one update's weights, and fold the rest of it in."""
         for index, (fold, count) in enumerate(zip(folds, patients, strict=True)):
-            self._kept.setdefault(fold, []).append((rows[WEIGHTS][index].copy(), count))
+            loss = float(rows[LOSS][index, 0]) if LOSS in rows else np.nan
+            self._kept.setdefault(fold, []).append((rows[WEIGHTS][index].copy(), count, loss))
         super().add(folds, {name: block for name, block in rows.items() if name != WEIGHTS}, patients)
 
     def mean(self, fold: str) -> dict[str, NDArray[np.floating]]:
         """What is combined, and the means of the rest."""
-        kept, counts = zip(*self._kept.pop(fold), strict=True)
-        return {WEIGHTS: self._combine(fold, kept, counts), **super().mean(fold)}
+        kept, counts, losses = zip(*self._kept.pop(fold), strict=True)
+        return {WEIGHTS: self._combine(fold, kept, counts, losses), **super().mean(fold)}

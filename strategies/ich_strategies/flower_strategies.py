@@ -1,8 +1,9 @@
-"""Flower's own robust aggregations by name: what a fold's hospitals returned is buffered, and Flower combines it.
+"""Flower's own aggregations by name: what a fold's hospitals returned is buffered, and Flower combines it.
 
 FedMedian and FedTrimmedAvg (Yin et al., ICML 2018), Krum and MultiKrum (Blanchard et al., NeurIPS 2017), Bulyan (El Mhamdi
-et al., ICML 2018). They look at single updates, so that memory grows with the hospitals, and (but for the means that
-Krum takes over the chosen) they count hospitals, not patients.
+et al., ICML 2018), q-FedAvg (Li et al., ICLR 2020), and central differential privacy with the hospital as the unit
+(McMahan et al., ICLR 2018). They look at single updates, so that memory grows with the hospitals, and (but for the means
+that Krum takes over the chosen) they count hospitals, not patients.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,14 +23,17 @@ _CLASSES: Final[Mapping[str, type[flower.FedAvg]]] = {
     "krum": flower.Krum,
     "multikrum": flower.MultiKrum,
     "bulyan": flower.Bulyan,
+    "qfedavg": flower.QFedAvg,
 }
 
-FLOWERS: Final = frozenset(_CLASSES)
+CENTRAL_DP: Final = "central_dp"
+
+FLOWERS: Final = frozenset({*_CLASSES, CENTRAL_DP})
 
 
 @dataclass(frozen=True)
 class FlowerStrategy(Strategy):
-    """FedAvg whose mean is one of Flower's robust aggregations; `options` are its own."""
+    """FedAvg whose mean is one of Flower's aggregations; `options` are its own."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -38,11 +42,29 @@ class FlowerStrategy(Strategy):
     def buffers(self) -> bool:
         return True
 
-    def combine(self, start: Row, rows: Sequence[Row], patients: Sequence[int]) -> Row:
+    @property
+    def exact_loss(self) -> bool:
+        return self.name == "qfedavg"
+
+    def combine(self, start: Row, rows: Sequence[Row], patients: Sequence[int], losses: Sequence[float]) -> Row:
         """What Flower makes of the hospitals' weights, each (size,), as differences from `start` in float64: the
         distances between large, nearly equal weights would be lost to rounding. One instance per fold and round."""
-        instance = _CLASSES[self.name](**self.options)
-        replies = [_reply(row.astype(np.float64) - start, count) for row, count in zip(rows, patients, strict=True)]
+        nothing = ArrayRecord({"weights": Array(np.zeros(start.shape))})
+        instance: Any
+        if self.name == CENTRAL_DP:
+            counts = [1] * len(rows)  # a hospital moves the mean by clip / hospitals at most, however large it is
+            mean = flower.FedAvg()
+            instance = flower.DifferentialPrivacyServerSideFixedClipping(
+                mean, num_sampled_clients=len(rows), **self.options
+            )
+        else:
+            counts = list(patients)
+            instance = _CLASSES[self.name](**self.options)
+        instance.current_arrays = nothing
+        replies = [
+            _reply(row.astype(np.float64) - start, count, loss)
+            for row, count, loss in zip(rows, counts, losses, strict=True)
+        ]
         arrays, _ = instance.aggregate_train(1, replies)
         if arrays is None:
             raise RunError(
@@ -52,11 +74,13 @@ class FlowerStrategy(Strategy):
         return cast(Row, (arrays["weights"].numpy() + start).astype(start.dtype))
 
 
-def _reply(difference: Row, patients: int) -> Message:
+def _reply(difference: Row, patients: int, loss: float) -> Message:
+    if not difference.any():  # Flower's clipping divides by its norm
+        difference[:1] = np.finfo(np.float64).tiny
     content = RecordDict(
         {
             "arrays": ArrayRecord({"weights": Array(difference)}),
-            "metrics": MetricRecord({"num-examples": patients}),
+            "metrics": MetricRecord({"num-examples": patients, "train_loss": loss}),
         }
     )
     return Message(content, 1, "train")

@@ -1,5 +1,6 @@
 """What federation and seed alone decide, the same at the server and at every hospital: network, layouts, strategy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -42,10 +43,21 @@ class Plan:
     def _fresh(self) -> nn.Module:
         return build(self.federation.network, len(self.columns), self.seed, self.columns)
 
+    @cached_property
+    def outline(self) -> nn.Module:
+        """The network without its numbers: what its tensors are called and how large they are costs no memory."""
+        with torch.device("meta"):
+            return self._fresh()
+
     @property
     def dtype(self) -> torch.dtype:
         """Of weights, constants and table."""
         return DTYPES[self.federation.network.dtype]
+
+    @property
+    def number(self) -> np.dtype[np.floating]:
+        """The same, as rows have it."""
+        return np.dtype(self.federation.network.dtype)
 
     @cached_property
     def strategy(self) -> Strategy:
@@ -55,34 +67,34 @@ class Plan:
     @cached_property
     def weights(self) -> Layout:
         """What travels every round."""
-        return exchange.exchanged(self.network, self.strategy.local)
+        return exchange.exchanged(self.outline, self.strategy.local)
 
     @cached_property
     def local(self) -> Layout:
         """What stays at the hospital until the last round."""
-        return exchange.kept_local(self.network, self.strategy.local)
+        return exchange.kept_local(self.outline, self.strategy.local)
 
     @cached_property
     def constants(self) -> Layout:
         """Imputation and scaling."""
-        return exchange.constants(self.network)
+        return exchange.constants(self.outline)
 
     @cached_property
     def schema(self) -> str:
         """Hash of everything that may travel."""
         return exchange.Layout({**self.weights.shapes, **self.local.shapes, **self.constants.shapes}).schema
 
-    @cached_property
+    @property
     def start(self) -> torch.Tensor:
-        """(1, size): the start values of what travels."""
+        """(1, size): the start values of what travels, made at each look."""
         return exchange.row(self._fresh(), self.weights)
 
-    def start_row(self, log_odds: float) -> NDArray[np.floating]:
-        """(size,): the start values, the output bias at `log_odds` if the network asks for the prevalence."""
-        row = self.start.clone()
+    def start_rows(self, log_odds: Sequence[float]) -> NDArray[np.floating]:
+        """(F, size): the start values, the output bias at each fold's log-odds if the network asks for the prevalence."""
+        rows = self.start.expand(len(log_odds), -1).clone()
         if self.federation.network.bias == "prevalence":
-            self.weights.unpack(row)[OUTPUT_BIAS].fill_(log_odds)
-        return row[0].numpy()
+            self.weights.unpack(rows)[OUTPUT_BIAS].copy_(torch.tensor(log_odds, dtype=torch.float64).reshape(-1, 1))
+        return rows.numpy()
 
     @cached_property
     def start_local(self) -> torch.Tensor:

@@ -79,7 +79,13 @@ class Strategy:
         """Whether the server keeps every update of a round for `combine`, in place of a running mean."""
         return False
 
-    def combine(self, start: Row, rows: Sequence[Row], patients: Sequence[int]) -> Row:
+    @property
+    def exact_loss(self) -> bool:
+        """Whether hospitals report the loss of the weights as received, of all their training patients, in place of the
+        mean over the batches of a round."""
+        return False
+
+    def combine(self, start: Row, rows: Sequence[Row], patients: Sequence[int], losses: Sequence[float]) -> Row:
         """For a strategy that buffers: what stands in place of the mean of the hospitals' weights, each (size,).
 
         Raises RunError if these are too few to be combined.

@@ -132,7 +132,20 @@ NEVER_ASKED: dict[str, Callable[[Site], tuple[str, Task, Rows]]] = {
         evaluate(site, [[0.5, 0.5], [0.5]], ("federated", "loho")),
         rows(site, 3),
     ),
-    "a question less": lambda site: (EVALUATE, evaluate(site, [[0.5]], ("loho",)), rows(site)),
+    "no question": lambda site: (
+        EVALUATE,
+        EvaluateTask(**header(site), folds=["without:north"], questions=[]),
+        rows(site),
+    ),
+    "one question twice": lambda site: (
+        EVALUATE,
+        EvaluateTask(
+            **header(site),
+            folds=["without:north"],
+            questions=[Question(arm="loho", folds=["without:north"], thresholds=[t]) for t in (0.5, 0.6)],
+        ),
+        rows(site),
+    ),
 }
 
 
@@ -152,6 +165,11 @@ def test_a_grid_of_thresholds_in_one_task_is_refused(site: Site) -> None:
 
 def test_the_questions_of_the_study_are_answered(site: Site) -> None:
     assert is_refusal(ask(site, EVALUATE, evaluate(site, [[0.5], [0.5, 0.4]]), rows(site, 3))) is None
+
+
+def test_large_questions_come_one_by_one(site: Site) -> None:
+    assert is_refusal(ask(site, EVALUATE, evaluate(site, [[0.5]], ("loho",)), rows(site))) is None
+    assert is_refusal(ask(site, EVALUATE, evaluate(site, [[0.5, 0.4]], ("federated",)), rows(site, 2))) is None
 
 
 def test_a_fixed_threshold_cannot_be_moved(tmp_path: Path) -> None:

@@ -503,7 +503,7 @@ def test_the_best_round_is_the_one_with_the_lowest_validation_loss(tmp_path: Pat
         found = small.study(settings, members, tmp_path / str(rounds))
         rows = found.of(["all"])
         if rounds == 0:
-            start = plan.start_row(sum_log_odds(plan, members, tmp_path))
+            start = plan.start_rows([sum_log_odds(plan, members, tmp_path)])[0]
             rows = {**rows, "weights": start[None]}
         losses[rounds] = (validation_loss(plan, rows, members, tmp_path), rows["weights"])
     chosen = min(losses, key=lambda rounds: losses[rounds][0])
@@ -536,7 +536,7 @@ def test_a_hospital_without_validation_losses_does_not_decide_the_best_round(tmp
     members = small.hospitals()
     found = small.study(settings, members, tmp_path / "one", around=without_validation_losses(1))
     plan = small.Plan(settings, 42)
-    start = plan.start_row(0.0)
+    start = plan.start_rows([0.0])[0]
     assert not np.allclose(found.of(["all"])["weights"][0][:3], start[:3]), "not the start weights"
     with pytest.raises(RunError, match="no hospital has given a validation loss for all, without:east"):
         small.study(settings, members, tmp_path / "none", around=without_validation_losses(None))

@@ -9,9 +9,11 @@ import small
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
+from pydantic import TypeAdapter, ValidationError
 
 from ich_models.errors import RunError
 from ich_models.protocol import TRAIN, TrainReply, from_record, to_record
+from ich_models.strategy_options import StrategyOptions
 from ich_strategies.flower_strategies import FlowerStrategy
 
 START = np.array([10.0, -20.0, 30.0], np.float32)
@@ -26,9 +28,12 @@ def identity() -> None:
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 
 
+LOSSES = [0.3, 0.5, 0.7, 0.2, 0.6, 0.4, 2.0]
+
+
 def combined(name: str, **options: Any) -> Any:
     rows = [(START + np.array(row, np.float32)).astype(np.float32) for row in [*CLOSE, FAR]]
-    found = FlowerStrategy(name, options).combine(START, rows, PATIENTS)
+    found = FlowerStrategy(name, options).combine(START, rows, PATIENTS, LOSSES)
     assert found.dtype == np.float32
     return found - START
 
@@ -41,6 +46,74 @@ def test_the_trimmed_mean_cuts_both_ends() -> None:
     """beta .2 of 7 hospitals: one at either end."""
     expected = np.sort(np.array([*CLOSE, FAR]), axis=0)[1:-1].mean(axis=0)
     assert combined("fedtrimmedavg", beta=0.2) == pytest.approx(expected, abs=1e-5)
+
+
+def test_q_fedavg_is_its_paper() -> None:
+    """Li et al. 2020, Algorithm 2: steps, weighted by the loss to the power of q, over the sum of the h."""
+    q, rate = 0.5, 0.1
+    steps = -np.array([*CLOSE, FAR]) / rate
+    powers = np.array(LOSSES) ** q
+    h = q * np.array(LOSSES) ** (q - 1) * (steps**2).sum(1) + powers / rate
+    expected = -(powers[:, None] * steps).sum(0) / h.sum()
+    assert combined("qfedavg", q=q, client_learning_rate=rate) == pytest.approx(expected, abs=1e-5)
+
+
+def test_central_privacy_cuts_each_update_and_counts_hospitals_alike() -> None:
+    updates = np.array([*CLOSE, FAR])
+    norms = np.linalg.norm(updates, axis=1, keepdims=True)
+    expected = (updates * np.minimum(1, 2 / norms)).mean(0)
+    found = combined("central_dp", clipping_norm=2.0, noise_multiplier=1e-9)
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_central_privacy_has_the_noise_that_it_says() -> None:
+    """Standard deviation: multiplier x clip / hospitals, and other noise each time."""
+    rows = [np.zeros(100_000, np.float32)] * 5
+    strategy = FlowerStrategy("central_dp", {"clipping_norm": 2.0, "noise_multiplier": 1.5})
+    first, second = (strategy.combine(rows[0], rows, [10] * 5, [0.1] * 5) for _ in range(2))
+    assert first.std() == pytest.approx(1.5 * 2 / 5, rel=0.01)
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.02
+
+
+def test_the_exact_loss_is_that_of_the_weights_received(tmp_path: Path) -> None:
+    """Zero weights give every patient even odds: ln 2, whatever the training makes of it."""
+    settings = small.federation(
+        strategy={"name": "qfedavg", "client_learning_rate": 0.1},
+        evaluation={"leave_one_hospital_out": False, "test": 0.2},
+    )
+    small.study(settings, members(), tmp_path / "exact", around=losses_of(exact := []))
+    assert exact[: len(members())] == pytest.approx([np.log(2)] * len(members()))
+    plain = small.federation(evaluation={"leave_one_hospital_out": False, "test": 0.2})
+    small.study(plain, members(), tmp_path / "plain", around=losses_of(mean := []))
+    assert all(loss < np.log(2) - 0.001 for loss in mean)
+
+
+def losses_of(found: list[float | None]) -> Any:
+    """Notes the losses that hospitals report."""
+
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type == TRAIN:
+                found.extend(from_record(reply.content, TrainReply)[0].losses)
+            return reply
+
+        return call  # type: ignore[return-value]
+
+    return around
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DifferentialPrivacyClientSideFixedClipping",
+        "differential_privacy_server_side_adaptive_clipping",
+        "fedxgbbagging",
+    ],
+)
+def test_what_is_not_offered_is_refused_with_its_reason(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"strategy '{name}' is not offered"):
+        TypeAdapter(StrategyOptions).validate_python({"name": name})
 
 
 def krum_scores(malicious: int) -> Any:
@@ -81,7 +154,7 @@ def test_a_small_update_of_large_weights_is_not_lost_to_rounding() -> None:
     """1e6 + .1 in float32: distances between the weights themselves would be noise of 1e5."""
     start = np.full(3, 1e4, np.float32)
     rows = [(start + np.array(row, np.float32)).astype(np.float32) for row in [*CLOSE, FAR]]
-    found = FlowerStrategy("krum", {"num_malicious_nodes": 1}).combine(start, rows, PATIENTS)
+    found = FlowerStrategy("krum", {"num_malicious_nodes": 1}).combine(start, rows, PATIENTS, LOSSES)
     best = int(np.argmin(krum_scores(1)))
     assert found == pytest.approx(rows[best], abs=1e-2)
 

@@ -463,9 +463,13 @@ def test_fedbn_asks_the_module(module: nn.Module, stays: bool) -> None:
 
 # --- the registry -----------------------------------------------------------------------------------------------------
 
-UNION, _ = get_args(StrategyOptions)
+UNION, *_ = get_args(StrategyOptions)
 NAMED = {name: model for model in get_args(UNION) for name in get_args(model.model_fields["name"].annotation)}
-REQUIRED = {"fedprox": {"mu": 0.01}}
+REQUIRED = {
+    "fedprox": {"mu": 0.01},
+    "qfedavg": {"client_learning_rate": 0.1},
+    "central_dp": {"noise_multiplier": 1.0, "clipping_norm": 1.0},
+}
 
 
 @pytest.mark.parametrize("name", NAMED)
