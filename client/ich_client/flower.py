@@ -54,7 +54,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from ich_models.errors import ConfigurationError, RunError
-from ich_models.protocol import ATTEMPT
+from ich_models.protocol import ATTEMPT, PACKAGE, VERSION
 
 log = logging.getLogger(__name__)
 
@@ -214,6 +214,7 @@ class _Attempt:
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
         """Part of flwr's interface."""
         context.request.headers[ATTEMPT] = self.name
+        context.request.headers[VERSION] = PACKAGE
         return call_next(context)
 
 

@@ -214,7 +214,9 @@ def _status_table(found: Status) -> Table:
         add("pace", f"{found.round_seconds:.1f} s for the last round")
     for each in found.hospitals:
         connected = "connected" if each.connected and found.alive else "away"
-        add("hospital", f"{each.name}: {connected}, last seen {each.last_seen or 'never'}")
+        version = f", version {each.version}" if each.version else ""
+        other = " (not this server's)" if each.version not in ("", found.package) else ""
+        add("hospital", f"{each.name}: {connected}, last seen {each.last_seen or 'never'}{version}{other}")
     for reply in found.set_aside[-10:]:
         add("set aside", f"seed {reply.seed}, {reply.when}: {reply.hospital}: {reply.reason}")
     add("updated", found.updated)

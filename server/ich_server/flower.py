@@ -8,9 +8,10 @@ runs could be listed or code submitted, on any port.
 import gc
 import hashlib
 import logging
+import re
 import threading
 import time
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ich_models.errors import ConfigurationError, RunError
-from ich_models.protocol import ATTEMPT
+from ich_models.protocol import ATTEMPT, VERSION
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,8 @@ class Door:
         self._seen: dict[tuple[bytes, bytes], float] = {}
         self._given: dict[bytes, tuple[bytes, list[dict[str, Any]]]] = {}
         """Per public key: the last attempt at a task, and the response to it."""
+        self.versions: dict[bytes, str] = {}
+        """Per public key, in base64: the package's version that its last successful look for a task named."""
         self._lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,6 +178,8 @@ class Door:
             given.append(part)
             if part["type"] == "http.response.body" and not part.get("more_body") and given[0]["status"] == 200:
                 self._given[key] = (attempt, given)  # before it is sent: the client may ask again at once
+                said = headers.get(VERSION.encode(), b"").decode("ascii", "replace")
+                self.versions[key] = said if re.fullmatch(r"[0-9A-Za-z.+-]{1,32}", said) else ""
             await send(part)
 
         await self._app(scope, again, keep)
@@ -209,7 +214,7 @@ async def _answer(send: Send, status: int) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def _fleet(factory: LinkStateFactory) -> ASGIApp:
+def _fleet(factory: LinkStateFactory) -> Door:
     """Flower's interface for hospitals, and nothing else of it."""
     app = FastAPI(
         docs_url=None,
@@ -334,18 +339,24 @@ class StateGrid(Grid):
 
 @dataclass(frozen=True)
 class Seen:
-    """A hospital as the link sees it: `node`, whether it is connected, and when it last was (seconds since 1970)."""
+    """A hospital as the link sees it: `node`, whether it is connected, and when it last was (seconds since 1970).
+
+    `version`: of its package, as it says; empty before it has asked for a task.
+    """
 
     node: int
     online: bool
     last: float | None
+    version: str
 
 
 class Link:
     """An open SuperLink: its grid, and who is there. Made by `open_link`."""
 
-    def __init__(self, state: LinkState, run: Run, keys: Callable[[], Mapping[str, bytes]]) -> None:
-        self._state, self._keys = state, keys
+    def __init__(
+        self, state: LinkState, run: Run, keys: Callable[[], Mapping[str, bytes]], versions: Mapping[bytes, str]
+    ) -> None:
+        self._state, self._keys, self._versions = state, keys, versions
         self.names: dict[int, str] = {}
         """Node to hospital, of the admitted keys; `admit` and `revoke` show here at once."""
         self.grid = StateGrid(state, run, self._online)
@@ -379,7 +390,12 @@ class Link:
         """Every admitted hospital by name."""
         infos = {info.node_id: info for info in self._state.get_node_info(node_ids=list(self.names))}
         return {
-            name: Seen(node, infos[node].status == "online", infos[node].online_until or None)
+            name: Seen(
+                node,
+                infos[node].status == "online",
+                infos[node].online_until or None,
+                self._versions.get(b64encode(infos[node].public_key), ""),
+            )
             for node, name in sorted(self.names.items(), key=lambda pair: pair[1])
             if node in infos
         }
@@ -413,10 +429,11 @@ def open_link(
     beating = threading.Event()
     threading.Thread(target=_beat, args=(link_state, task, beating), daemon=True).start()
     health_server = run_health_server_grpc_no_tls(f"127.0.0.1:{health_port}") if health_port else None
-    server = _serve(_fleet(factory), listen, certificate, key)
+    door = _fleet(factory)
+    server = _serve(door, listen, certificate, key)
     outcome = SubStatus.FAILED
     try:
-        yield Link(link_state, run, keys)
+        yield Link(link_state, run, keys, door.versions)
         outcome = SubStatus.COMPLETED
     finally:
         beating.set()

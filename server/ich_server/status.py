@@ -26,6 +26,8 @@ class HospitalStatus(Strict):
     connected: bool
     last_seen: str | None
     """UTC, ISO 8601; None: never."""
+    version: str = ""
+    """Of its package; empty until it has asked for a task."""
 
 
 class SetAside(Strict):

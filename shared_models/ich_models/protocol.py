@@ -23,6 +23,9 @@ PROTOCOL: Final = 1
 ATTEMPT: Final = "ich-attempt"
 """HTTP header that is the same in every repetition of one request for a task."""
 
+VERSION: Final = "ich-package"
+"""HTTP header with the hospital's version of this package, for people to see."""
+
 ROUNDS_KEPT: Final = 2
 """A server that goes on after a crash asks for its last round again: both sides keep so many rounds."""
 
@@ -308,14 +311,13 @@ def from_record(record: RecordDict, kind: type[M]) -> tuple[M, Rows]:
 
 
 def _unpacked(arrays: ArrayRecord) -> NDArray[np.floating]:
-    """The arrays as one; they are given up one by one, so that a large model is not in memory twice."""
-    if len(arrays) == 1:
-        return np.asarray(arrays.pop(_ROWS).numpy())
-    folds = len(arrays)
+    """The arrays as one."""
     first = arrays[_ROWS].numpy()
-    whole = np.empty((folds, *first.shape[1:]), first.dtype)
-    for fold in range(folds):
-        one = arrays.pop(_row(fold)).numpy()
+    if len(arrays) == 1:
+        return np.asarray(first)
+    whole = np.empty((len(arrays), *first.shape[1:]), first.dtype)
+    for fold in range(len(arrays)):
+        one = arrays[_row(fold)].numpy()
         if one.shape != first.shape or one.dtype != first.dtype or len(one) != 1:
             raise MalformedError("arrays of different shapes")
         whole[fold] = one[0]

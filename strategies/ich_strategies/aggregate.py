@@ -1,5 +1,6 @@
 """Updates to one mean: each is checked, folded into a running sum and dropped, so memory does not grow with hospitals."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Final
@@ -73,7 +74,7 @@ def _norm(row: NDArray[np.floating], base: NDArray[np.floating] | None) -> float
             if base is not None:
                 moved -= base[piece]
             squares += float(moved @ moved)
-    return squares**0.5
+    return math.sqrt(squares)
 
 
 class WeightedMeans:

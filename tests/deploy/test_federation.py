@@ -11,6 +11,7 @@ import pytest
 from processes import BIN, HOSPITALS, Federation, command, federation, write_study
 
 from ich_models.files import read_arrays
+from ich_models.protocol import PACKAGE
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_status_tells_of_the_end(run: Federation) -> None:
     text = command("ich-server", "status", "--home", run.home)
     assert re.search(r"phase +finished", text)
     assert "seed 7, round 4 of 4" in text
-    assert all(f"{name}: away" in text for name in HOSPITALS)
+    assert all(re.search(rf"{name}: away, last seen .*, version {re.escape(PACKAGE)}", text) for name in HOSPITALS)
 
 
 def test_a_study_is_not_begun_over_another(run: Federation) -> None:
