@@ -499,6 +499,10 @@ class Concat(Sized):
     TINY: ClassVar[Mapping[str, Any]] = {"image": TINY_VOLUME, "text": TINY_TEXT}
 
 
+WithText = IchPro | Vdafm | Concat
+"""The networks that can look at text."""
+
+
 class ImageOnly(Sized):
     """The image encoder and one linear layer."""
 
