@@ -12,6 +12,7 @@ from ich_client import egress
 from ich_client.hospital import HospitalConfig, load_mappings
 from ich_client.splits import split
 from ich_client.tables import Hospital, load_hospitals
+from ich_client.texts import TextSummary
 from ich_models import clinical
 from ich_models.errors import Code, ConfigurationError, Problem
 from ich_models.federation import Evaluation, Federation, load_federation
@@ -93,6 +94,7 @@ class Found:
     predictors: tuple[Predictor, ...]
     folds: tuple[FoldHere, ...]
     small_cells: SmallCells
+    text: TextSummary | None
     warnings: tuple[Problem, ...]
 
 
@@ -211,6 +213,7 @@ def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Foun
             predictors=_predictors(federation, hospital.patients.table),
             folds=_folds(federation, hospital),
             small_cells=SmallCells(federation.evaluation.small_cells, hospital.limits.small_cells),
+            text=hospital.text,
             warnings=(*hospital.warnings, *_too_small(federation, hospital)),
         )
         for hospital in hospitals
