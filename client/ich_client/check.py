@@ -80,6 +80,7 @@ class Asked:
     rounds: int
     seeds: tuple[int, ...]
     columns: tuple[str, ...]
+    text: str | None
     sent: tuple[Sent, ...]
 
 
@@ -152,8 +153,19 @@ def asked(federation: Federation) -> Asked:
         rounds=federation.training.rounds,
         seeds=tuple(federation.training.seeds),
         columns=plan.columns,
+        text=_text(federation),
         sent=tuple(_sent(plan)),
     )
+
+
+def _text(federation: Federation) -> str | None:
+    """What the study reads as text; None if it reads none."""
+    text = federation.modalities.text
+    if text is None:
+        return None
+    read = f"reports of {text.known_at}" if text.source == "report" else f"sentences of {', '.join(federation.spoken)}"
+    vocabulary = f"the vocabulary {text.vocabulary.name}" if text.vocabulary else "the built-in vocabulary"
+    return f"{read}; {text.tokens} tokens of {vocabulary}"
 
 
 def _sent(plan: Plan) -> list[Sent]:

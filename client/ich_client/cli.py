@@ -130,6 +130,7 @@ def _study(asked: Asked) -> Table:
         hash=asked.hash,
         outcome=asked.outcome,
         network=f"{asked.network} on {len(asked.columns)} columns",
+        **({} if asked.text is None else {"text": asked.text}),
         strategy=asked.strategy,
         rounds=asked.rounds,
         seeds=", ".join(map(str, asked.seeds)) + (f" ({len(asked.seeds)} whole studies)" if asked.seeds[1:] else ""),

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +15,6 @@ from ich_models.batch import Patients
 from ich_models.clinical import Value
 from ich_models.errors import ConfigurationError, DataError, Problem
 from ich_models.federation import Federation
-from ich_models.networks.options import Pinned
 from ich_models.text_spec import TextSpec
 from ich_models.tokens import Tokens, Vocabulary
 from ich_models.variables import Table
@@ -101,7 +99,7 @@ def _vocabulary(document: Document[HospitalConfig], root: Path, federation: Docu
             hint += f" ({likely(pinned.name, list(files), 'named here')})"
         message = f"the study needs the vocabulary '{pinned.name}', and no file is given for it"
         raise ConfigurationError(message, where=document.where("weights"), hint=hint)
-    vocabulary = _read(root / files[pinned.name], pinned, modalities.text.lower_case)
+    vocabulary = tokens.read(root / files[pinned.name], pinned, modalities.text.lower_case)
     problems = [
         Problem(message, federation.where(*place), hint)
         for place, message, hint in tokens.contradictions(vocabulary, federation.value.network)
@@ -109,12 +107,6 @@ def _vocabulary(document: Document[HospitalConfig], root: Path, federation: Docu
     if problems:
         raise ConfigurationError(problems)
     return vocabulary
-
-
-@lru_cache(maxsize=4)
-def _read(path: Path, pinned: Pinned, lower_case: bool) -> Vocabulary:
-    """Read once, though every hospital of a simulation may have the same."""
-    return tokens.read(path, pinned, lower_case)
 
 
 # --- one hospital -----------------------------------------------------------------------------------------------------
