@@ -197,10 +197,11 @@ def simulated_arms(evaluation: Evaluation) -> list[str]:
 
 
 class _AsWritten(GenerateJsonSchema):
-    """A quantity may be written with its unit, as text."""
+    """A quantity may be written with its unit, as text; a section to which a preset is added has the section's keys."""
 
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
-        return {"anyOf": [self.generate_inner(schema["schema"]), {"type": "string"}]}
+        inner = self.generate_inner(schema["schema"])
+        return inner if "properties" in inner else {"anyOf": [inner, {"type": "string"}]}
 
 
 def federation_schema() -> dict[str, Any]:
