@@ -146,11 +146,9 @@ def _beginning(plan: Plan, members: Mapping[str, Member], absent: Sequence[Quara
         weights = plan.start_row(statistics.log_odds)
         rows = {WEIGHTS: weights, BEST: weights}
         if table.scaling != "hospital":
-            rows[CONSTANTS] = (
-                statistics.constants(scaled=table.scaling == "federated", ranges=bounds(table))
-                .reshape(-1)
-                .astype(weights.dtype)
-            )
+            constants = statistics.constants(scaled=table.scaling == "federated", ranges=bounds(table))
+            # a network that does not look at the table has none
+            rows[CONSTANTS] = constants.reshape(-1)[: plan.constants.size].astype(weights.dtype)
         rows |= {f"{STATE}{name}": row for name, row in plan.strategy.start(weights).items()}
         per_fold.append(rows)
     facts = {

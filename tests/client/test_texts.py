@@ -312,7 +312,11 @@ def test_check_on_the_terminal(hospital: Loader) -> None:
 # --- nothing of it leaves ---------------------------------------------------------------------------------------------
 
 
-def test_no_word_of_a_report_crosses_the_wire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scaling", ["federated", "hospital"])
+@pytest.mark.parametrize("modalities", ["[text, table]", "[text]"])
+def test_no_word_of_a_report_crosses_the_wire(
+    modalities: str, scaling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every byte of a whole study on reports, in both directions, as it would be between machines."""
     crossed: list[bytes] = []
     real = InProcessGrid._through_the_wire
@@ -323,8 +327,9 @@ def test_no_word_of_a_report_crosses_the_wire(tmp_path: Path, monkeypatch: pytes
         return real(grid, message)
 
     monkeypatch.setattr(InProcessGrid, "_through_the_wire", captured)
-    network = "{name: concat, size: tiny, modalities: [text, table], text: {layers: 1}}"
+    network = f"{{name: concat, size: tiny, modalities: {modalities}, text: {{layers: 1}}}}"
     text = REPORTS.replace("{name: ichpro, size: tiny, modalities: [text]}", network)
+    text = text.replace("predictors: [age]", f"predictors: [age]\n    scaling: {scaling}")
     (tmp_path / "study.yaml").write_text(text + "evaluation: {small_cells: 0}\n")
     federation = load_federation(tmp_path / "study.yaml")
     mappings = []
@@ -337,7 +342,8 @@ def test_no_word_of_a_report_crosses_the_wire(tmp_path: Path, monkeypatch: pytes
         (tmp_path / f"{name}.yaml").write_text(mapping + "text: {column: REPORT}\nlimits: {small_cells: 0}\n")
         mappings.append(load(tmp_path / f"{name}.yaml", HospitalConfig))
     members = load_hospitals(mappings, tmp_path, federation)
-    small.study(federation.value, members, tmp_path / "out", serialise=True)
+    result = small.study(federation.value, members, tmp_path / "out", serialise=True)
+    assert {name for name, answers in result.answers.items() if answers} == {"north", "south"}
     everything = b"".join(crossed)
     assert b"without:north" in everything, "it is the study's bytes that were looked at"
     for secret in (b"CANARY", b"Canary", b"canary", b"deep"):
