@@ -53,16 +53,18 @@ _PIECES: Final = (
 """Any number and any word of ASCII letters can be put together of these."""
 
 _REPORT_WORDS: Final = """
-    a abnormal absent acute adc and any are area areas aspects at atrophy basal blood brain brainstem bleeding by
-    calcification cerebellar cerebellum cerebral changes chronic cistern cisterns cm compression contrast core cortex
-    cortical ct deep density diffuse diffusion dilated effect effusion enlarged epidural evidence extension findings flair
-    focal fourth fracture frontal ganglia haematoma haemorrhage head hematoma hemisphere hemorrhage herniation hydrocephalus
+    a abnormal absent acute adc after and any are area areas artery aspects at atrophy axial basal bilateral bleed
+    bleeding blood brain brainstem by calcification cerebellar cerebellum cerebral changes chronic cistern cisterns
+    cm compression contrast core cortex cortical ct day deep density diffuse diffusion dilated early edema effect
+    effusion enlarged epidural evidence extension findings first flair focal fourth fracture frontal ganglia
+    haematoma haemorrhage haemorrhagic head hematoma hemisphere hemorrhage hemorrhagic herniation hydrocephalus
     hyperdense hypodense hypodensity impression in infarct infarction infratentorial insula internal intracerebral
-    intraparenchymal intraventricular is ischaemia ischemia large lateral left lesion lesions lobar lobe loss mass matter
-    mca medial middle midline mild ml mm moderate mr multiple no normal not occipital occlusion oedema edema of old on
-    parietal perihaematomal pons posterior present putamen quantity region restricted right seen severe shift side sign
-    signal size skull slice small spread subacute subarachnoid subdural sulci supratentorial swelling temporal territory
-    thalamic thalamus the there third to ventricle ventricles ventricular volume white with without
+    intraparenchymal intraventricular is ischaemia ischaemic ischemia ischemic large late later lateral left lesion
+    lesions lobar lobe loss marked mass matter mca medial middle midline mild minimal ml mm moderate mr multiple no
+    none normal not occipital occlusion oedema of old on parietal perihaematomal pons posterior present putamen
+    quantity recent region restricted restriction right same scan seen severe shift side sign signal since size skull slice
+    slight small spread subacute subarachnoid subdural sulci supratentorial surrounding swelling symptoms temporal
+    territory thalamic thalamus the there third to ventricle ventricles ventricular volume white with within without
 """
 """Of reports on head images; a study's own words come from its dictionary."""
 
