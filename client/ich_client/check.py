@@ -12,6 +12,7 @@ from ich_client import egress
 from ich_client.hospital import HospitalConfig, load_mappings
 from ich_client.splits import split
 from ich_client.tables import Hospital, load_hospitals
+from ich_client.texts import TextSummary
 from ich_models import clinical
 from ich_models.errors import Code, ConfigurationError, Problem
 from ich_models.federation import Evaluation, Federation, load_federation
@@ -79,6 +80,7 @@ class Asked:
     rounds: int
     seeds: tuple[int, ...]
     columns: tuple[str, ...]
+    text: str | None
     sent: tuple[Sent, ...]
 
 
@@ -93,6 +95,7 @@ class Found:
     predictors: tuple[Predictor, ...]
     folds: tuple[FoldHere, ...]
     small_cells: SmallCells
+    text: TextSummary | None
     warnings: tuple[Problem, ...]
 
 
@@ -150,8 +153,19 @@ def asked(federation: Federation) -> Asked:
         rounds=federation.training.rounds,
         seeds=tuple(federation.training.seeds),
         columns=plan.columns,
+        text=_text(federation),
         sent=tuple(_sent(plan)),
     )
+
+
+def _text(federation: Federation) -> str | None:
+    """What the study reads as text; None if it reads none."""
+    text = federation.modalities.text
+    if text is None:
+        return None
+    read = f"reports of {text.known_at}" if text.source == "report" else f"sentences of {', '.join(federation.spoken)}"
+    vocabulary = f"the vocabulary {text.vocabulary.name}" if text.vocabulary else "the built-in vocabulary"
+    return f"{read}; {text.tokens} tokens of {vocabulary}"
 
 
 def _sent(plan: Plan) -> list[Sent]:
@@ -211,6 +225,7 @@ def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Foun
             predictors=_predictors(federation, hospital.patients.table),
             folds=_folds(federation, hospital),
             small_cells=SmallCells(federation.evaluation.small_cells, hospital.limits.small_cells),
+            text=hospital.text,
             warnings=(*hospital.warnings, *_too_small(federation, hospital)),
         )
         for hospital in hospitals

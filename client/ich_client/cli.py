@@ -18,6 +18,7 @@ from ich_client import commands_join, commands_records
 from ich_client import home as homes
 from ich_client.check import Asked, FoldHere, Found, Predictor
 from ich_client.hospital import HospitalConfig
+from ich_client.texts import TextSummary
 from ich_models import console
 from ich_models.errors import ConfigurationError
 
@@ -129,6 +130,7 @@ def _study(asked: Asked) -> Table:
         hash=asked.hash,
         outcome=asked.outcome,
         network=f"{asked.network} on {len(asked.columns)} columns",
+        **({} if asked.text is None else {"text": asked.text}),
         strategy=asked.strategy,
         rounds=asked.rounds,
         seeds=", ".join(map(str, asked.seeds)) + (f" ({len(asked.seeds)} whole studies)" if asked.seeds[1:] else ""),
@@ -151,10 +153,16 @@ def _facts(found: Found) -> Table:
         patients=f"{found.patients:,}",
         events=f"{found.events:,} ({found.events / found.patients:.1%})".replace("%", " %"),
         left_out=", ".join(f"{reason}: {count:,}" for reason, count in found.excluded.items()) or "nobody",
+        **({} if found.text is None else {"text": _text(found.text, found.patients)}),
         small_cells=f"k = {cells.k}, the larger of the study's {cells.federation} and this hospital's {cells.hospital}"
         + ("" if cells.k else ": every count is sent as it is"),
         warnings=len(found.warnings),
     )
+
+
+def _text(text: TextSummary, patients: int) -> str:
+    shares = f"{text.cut:.1%} cut off, {text.unknown:.1%} of their words unknown".replace("%", " %")
+    return f"{text.patients:,} of {patients:,} patients, {text.tokens:.1f} tokens on average, {shares}"
 
 
 def _overview(found: Sequence[Found]) -> Table:

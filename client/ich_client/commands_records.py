@@ -72,6 +72,7 @@ def _show(opened: Home, limits: dict[str, Any]) -> None:
         ),
         ("outcome", asked.outcome),
         ("network", f"{asked.network} on {len(asked.columns)} columns: {', '.join(asked.columns)}"),
+        *([] if asked.text is None else [("text", asked.text)]),
         ("strategy", f"{asked.strategy}, {asked.rounds} rounds, seeds {', '.join(map(str, asked.seeds))}"),
         ("small cells", f"k = {k}: smaller counts do not leave (docs/egress.md)"),
         ("privacy", "no differential privacy in this study"),

@@ -119,8 +119,7 @@ def _make_key(home: Home) -> None:
 
 
 def _template(home: Home) -> str:
-    federation = home.federation.value
-    needed = [*federation.predictors, federation.task.outcome.variable]
+    needed = home.federation.value.needed
     return TEMPLATE.format(name=home.name, columns="\n".join(f"    {name}: {{from: COLUMN}}" for name in needed))
 
 

@@ -1,24 +1,25 @@
-"""`hospital.yaml`: where a hospital's table is, how its columns, units and codes map to the study's, and its limits."""
+"""`hospital.yaml`: where a hospital's table and reports are, how its columns map to the study's, and its limits."""
 
 import re
 from collections.abc import Iterator
 from datetime import UTC, date, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
     PositiveInt,
     StringConstraints,
     Tag,
-    field_validator,
     model_validator,
 )
 
 from ich_client.cells import as_text, meaning
 from ich_models.errors import ConfigurationError, Problem
+from ich_models.networks.options import PINNED
 from ich_models.strict import Name, Strict
 from ich_models.yaml_config import Document, load
 
@@ -35,6 +36,18 @@ Text = Annotated[str, BeforeValidator(_text)]
 
 Texts = Annotated[list[Text], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
 """One value or a list of values."""
+
+
+def _encoding(value: str) -> str:
+    try:
+        "a".encode(value)
+    except (LookupError, UnicodeError):
+        raise ValueError(f"no encoding '{value}' | utf-8, latin-1, cp1252, ...") from None
+    return value
+
+
+Encoding = Annotated[str, AfterValidator(_encoding)]
+"""Of a text file, by a name that Python knows."""
 
 
 class Column(Strict):
@@ -180,7 +193,7 @@ class TableFile(Strict):
     header: Annotated[list[Title], Field(min_length=1)] | None = None
     """Names of the columns, for a file without a header line."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
-    encoding: str = "utf-8"
+    encoding: Encoding = "utf-8"
     decimal: Literal[".", ","] = "."
     patient: Title | None = None
     """Column that identifies the patient; the number of the row if it is left out."""
@@ -198,15 +211,6 @@ class TableFile(Strict):
         """Whether the file has typed cells in numbered rows; a CSV file has text in lines."""
         return Path(self.file).suffix.lower() in (".xlsx", ".xlsm", ".parquet", ".pq")
 
-    @field_validator("encoding")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        try:
-            "a".encode(value)
-        except (LookupError, UnicodeError):
-            raise ValueError(f"no encoding '{value}' | utf-8, latin-1, cp1252, ...") from None
-        return value
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.min_patients is not None and self.split_by is None:
@@ -215,6 +219,34 @@ class TableFile(Strict):
             )
         if self.separator == self.decimal and not self.is_typed:
             raise ValueError(f"'{self.separator}' separates cells and decimals | set separator or decimal to another")
+        return self
+
+
+PATIENT = "{patient}"
+"""What stands for the patient's identifier in the name of a file."""
+
+
+class ReportText(Strict):
+    """Where a patient's report text is: in a column of the table, or in a file of its own."""
+
+    column: Title | None = None
+    """Column of the table."""
+    folder: Title | None = None
+    """Folder of text files, relative to the data folder."""
+    pattern: Title = f"{PATIENT}.txt"
+    """Name of a patient's file in `folder`."""
+    encoding: Encoding = "utf-8"
+    """Of the files."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.column is None) == (self.folder is None):
+            raise ValueError("write one of column and folder | reports stand in the table, or in files")
+        if self.column is not None and self.model_fields_set & {"pattern", "encoding"}:
+            raise ValueError("pattern and encoding are of files | leave them out, or write folder in place of column")
+        parts = PurePath(self.pattern)
+        if PATIENT not in self.pattern or parts.is_absolute() or ".." in parts.parts:
+            raise ValueError(f"'{self.pattern}' is no name of a patient's file | write it like '{PATIENT}.txt'")
         return self
 
 
@@ -246,6 +278,11 @@ class HospitalConfig(Strict):
     hospital: Name
     """The hospital's name; a prefix of the names where the table is split into several hospitals."""
     table: TableFile
+    text: ReportText | None = None
+    """Where report text is, for studies that read it."""
+    weights: dict[Annotated[str, Field(pattern=PINNED)], Title] = {}
+    """Files that a study asks every hospital to have (vocabularies, published weights): name -> path, relative to the
+    data folder."""
     limits: Limits = Limits()
 
 

@@ -66,4 +66,5 @@ class Site:
     def constants(self, part: int) -> torch.Tensor:
         """(1, size): imputation and scaling by this hospital's own training patients (`scaling: hospital`)."""
         own = self.moments(part).constants(scaled=True)
-        return torch.from_numpy(own.reshape(1, -1)).to(self.plan.dtype)
+        # a network that does not look at the table has none
+        return torch.from_numpy(own.reshape(1, -1)[:, : self.plan.constants.size]).to(self.plan.dtype)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ich_client import sheets, values
+from ich_client import sheets, texts, values
 from ich_client.hospital import HospitalConfig, Limits
 from ich_client.sheets import Sheet, likely
 from ich_client.splits import too_few
+from ich_client.texts import TextSummary
 from ich_models import clinical
 from ich_models.batch import Patients
 from ich_models.clinical import Value
@@ -40,6 +41,7 @@ class Hospital:
     limits: Limits
     excluded: Mapping[Exclusion, int]
     warnings: tuple[Problem, ...]
+    text: TextSummary | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def load_hospitals(
 ) -> tuple[Hospital, ...]:
     """The hospitals of all mappings, by name; files are looked for in the folder `root`.
 
-    Only the study's predictors and outcome are read. Raises DataError with every problem of every mapping and file.
+    Only what the study needs is read: predictors, outcome, and what its text is made of. Raises DataError with every
+    problem of every mapping and file.
     """
     read: dict[tuple[object, ...], Sheet | None] = {}
     problems: list[Problem] = []
@@ -91,7 +94,9 @@ def load_hospitals(
                 hint = "give every hospital a name of its own"
                 problems.append(Problem(f"hospital '{part.name}' is also at {places[part.name]}", where, hint))
             places.setdefault(part.name, where)
-        loaded, found = _hospitals(parts, sheet, document, federation.value)
+        source, found = texts.source(document, root, federation, sheet)
+        problems += found
+        loaded, found = _hospitals(parts, sheet, document, federation.value, source)
         hospitals += loaded
         problems += found
     if not mappings:
@@ -122,18 +127,13 @@ def _shared_patients(hospitals: Sequence[Hospital]) -> list[Problem]:
     return problems
 
 
-def _needed(federation: Federation) -> dict[str, Variable]:
-    """The variables that the study reads: its predictors and its outcome."""
-    outcome = federation.task.outcome.variable
-    return {**federation.predictors, outcome: federation.modalities.table.variables[outcome]}
-
-
 def _unmapped(document: Document[HospitalConfig], federation: Federation, sheet: Sheet | None) -> list[Problem]:
     mapped = document.value.table.columns
-    missing = [name for name in _needed(federation) if name not in mapped]
+    missing = [name for name in federation.needed if name not in mapped]
     problems = []
     for name in missing:
-        use = "the outcome" if name == federation.task.outcome.variable else "a predictor"
+        use = "its text's template" if name in federation.spoken else "the outcome"
+        use = "a predictor" if name in federation.predictors else use
         same = [column for column in (sheet.header if sheet else ()) if column.casefold() == name.casefold()]
         hint = f"add {name}: {{from: {same[0] if same else 'COLUMN'}}}"
         problems.append(
@@ -212,7 +212,11 @@ def _identifiers(part: _Part, sheet: Sheet, document: Document[HospitalConfig]) 
 
 
 def _hospitals(
-    parts: Sequence[_Part], sheet: Sheet, document: Document[HospitalConfig], federation: Federation
+    parts: Sequence[_Part],
+    sheet: Sheet,
+    document: Document[HospitalConfig],
+    federation: Federation,
+    source: texts.Source | None,
 ) -> tuple[list[Hospital], list[Problem]]:
     """The hospitals of one sheet. A problem anywhere in it leaves them out, and every one is returned."""
     table, outcome = document.value.table, federation.task.outcome
@@ -223,7 +227,7 @@ def _hospitals(
         problems.append(Problem(message, where, sheet.known(table.patient)))
     rows = sorted(row for part in parts for row in part.rows)
     columns: dict[str, dict[int, Value]] = {}
-    for name, variable in _needed(federation).items():
+    for name, variable in federation.needed.items():
         if name not in table.columns:
             continue
         found = values.faults(name, variable, sheet, document)
@@ -244,14 +248,22 @@ def _hospitals(
         labels = np.array([_label(columns[outcome.variable][row], federation) for row in kept], dtype=np.int64)
         unusable, warnings = _outcome_problems(part, labels, excluded, document, federation)
         problems += unusable
-        if problems or not _needed(federation).keys() <= columns.keys():  # an unmapped one is said by the caller
+        if problems or not federation.needed.keys() <= columns.keys():  # an unmapped one is said by the caller
             continue
-        chosen = {name: [columns[name][row] for row in kept] for name in federation.predictors}
+        chosen = {name: [columns[name][row] for row in kept] for name in {**federation.predictors, **federation.spoken}}
         encoded = clinical.encode(chosen, federation.modalities.table)
         patients = Patients(tuple(ids[row] for row in kept), encoded, labels)
         warnings += _predictor_warnings(part.name, chosen, patients, document, federation)
         warnings += _unknown_mappings(document, federation)
-        hospitals.append(Hospital(part.name, patients, document.value.limits, excluded, tuple(warnings)))
+        summary = None
+        if source is not None:
+            try:
+                patients, summary, noticed = texts.add(source, part.name, patients, kept, columns, sheet)
+            except DataError as error:
+                problems += error.problems
+                continue
+            warnings += noticed
+        hospitals.append(Hospital(part.name, patients, document.value.limits, excluded, tuple(warnings), summary))
     return hospitals, problems
 
 
@@ -311,14 +323,15 @@ def _predictor_warnings(
     document: Document[HospitalConfig],
     federation: Federation,
 ) -> list[Problem]:
-    """Predictors that are missing for everyone, and those that alone tell the outcome."""
+    """What the network sees, in the table or in sentences: missing for everyone, or telling the outcome alone."""
     warnings = []
     for name, cells in chosen.items():
         if all(cell is None for cell in cells):
             message = f"'{name}' is missing for all {len(cells)} patients of hospital '{hospital}'"
-            hint = "check the mapping; if it was never measured, the other hospitals' values stand in"
+            instead = "the other hospitals' values stand in" if name in federation.predictors else "it has no sentence"
+            hint = f"check the mapping; if it was never measured, {instead}"
             warnings.append(Problem(message, document.where("table", "columns", name), hint))
-        area = max(_separation(feature, patients.labels) for feature in _features(cells, federation.predictors[name]))
+        area = max(_separation(feature, patients.labels) for feature in _features(cells, federation.needed[name]))
         if area > LEAKING_AUC:
             message = f"'{name}' alone tells the outcome at hospital '{hospital}' (AUC {area:.3f})"
             hint = "make sure that it is recorded before the outcome, and not because of it"

@@ -18,6 +18,8 @@ from ich_models.errors import ConfigurationError, Problem
 from ich_models.federation import Evaluation, Federation, load_federation
 from ich_models.folds import FEDERATED, questions
 from ich_models.protocol import PACKAGE
+from ich_models.text_spec import TextSpec
+from ich_models.tokens import built_in
 from ich_models.variables import Variable
 from ich_server import commands_run, results
 from ich_server.report.page import write_report
@@ -122,6 +124,8 @@ def _study(study: Federation) -> Table:
         "network",
         f"{study.network.name} on {len(plan.columns)} columns, {plan.weights.size:,} weights per message",
     )
+    if study.modalities.text is not None:
+        _add(table, "text", _text(study, study.modalities.text))
     _add(table, "strategy", study.training.strategy.name)
     stages = ", ".join(f"{stage.name} {stage.rounds}" for stage in study.training.stages)
     _add(table, "rounds", f"{study.training.rounds} ({stages})")
@@ -130,6 +134,13 @@ def _study(study: Federation) -> Table:
     _add(table, "small cells", f"k = {study.evaluation.small_cells}, or more where a hospital asks for more")
     _add(table, "quorum", _quorum(study))
     return table
+
+
+def _text(study: Federation, text: TextSpec) -> str:
+    read = f"sentences of {', '.join(study.spoken)}" if text.source == "template" else f"reports of {text.known_at}"
+    if text.vocabulary is not None:
+        return f"{read}; the vocabulary {text.vocabulary.name}"
+    return f"{read}; the built-in vocabulary of {len(built_in(text, study.modalities.table).words)} words"
 
 
 def _quorum(study: Federation) -> str:
@@ -197,10 +208,11 @@ def simulated_arms(evaluation: Evaluation) -> list[str]:
 
 
 class _AsWritten(GenerateJsonSchema):
-    """A quantity may be written with its unit, as text."""
+    """A quantity may be written with its unit, as text; a section to which a preset is added has the section's keys."""
 
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
-        return {"anyOf": [self.generate_inner(schema["schema"]), {"type": "string"}]}
+        inner = self.generate_inner(schema["schema"])
+        return inner if "properties" in inner else {"anyOf": [inner, {"type": "string"}]}
 
 
 def federation_schema() -> dict[str, Any]:

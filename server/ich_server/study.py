@@ -152,7 +152,8 @@ def _beginning(plan: Plan, members: Mapping[str, Member], absent: Sequence[Quara
     if table.scaling != "hospital":
         scaled, ranges = table.scaling == "federated", bounds(table)
         constants = [one.constants(scaled=scaled, ranges=ranges).reshape(-1) for one in statistics]
-        rows[CONSTANTS] = np.stack(constants).astype(plan.number)
+        # a network that does not look at the table has none
+        rows[CONSTANTS] = np.stack(constants)[:, : plan.constants.size].astype(plan.number)
     states = [plan.strategy.start(weights) for weights in rows[WEIGHTS]]
     rows |= {f"{STATE}{name}": np.stack([state[name] for state in states]) for name in states[0]}
     facts = {

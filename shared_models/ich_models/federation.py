@@ -3,14 +3,16 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from ich_models import tokens
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.image_spec import ImageSpec
-from ich_models.networks.options import NetworkOptions
+from ich_models.networks.options import IchPro, NetworkOptions, WithText
 from ich_models.recipes import Recipe, Stage
 from ich_models.strategy_options import FedAvg, StrategyOptions
 from ich_models.strict import Name, Strict
@@ -185,6 +187,18 @@ class Federation(Strict):
         return self.modalities.table.chosen
 
     @property
+    def spoken(self) -> dict[str, Variable]:
+        """The variables that the text's template speaks of, in its order; nothing without such a text."""
+        text = self.modalities.text
+        return text.spoken(self.modalities.table) if text else {}
+
+    @property
+    def needed(self) -> dict[str, Variable]:
+        """The variables that a hospital must map: predictors, what the template speaks of, and the outcome."""
+        outcome = self.task.outcome.variable
+        return {**self.predictors, **self.spoken, outcome: self.modalities.table.variables[outcome]}
+
+    @property
     def hash(self) -> str:
         """SHA-256 of the canonical JSON form: keys sorted, defaults written out, no spaces; layout does not matter."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()
@@ -245,7 +259,32 @@ def _contradictions(federation: Federation) -> list[Complaint]:
         *table.contradictions(task.outcome, task.timeline, task.predict_at),
         *federation.training.strategy.contradictions(federation),
         *_network_needs(federation),
+        *_text_needs(federation),
     ]
+
+
+def _text_needs(federation: Federation) -> Iterator[Complaint]:
+    """What the text says against the table, the timeline and the network."""
+    task, table, text, network = (
+        federation.task,
+        federation.modalities.table,
+        federation.modalities.text,
+        federation.network,
+    )
+    if text is None:
+        return
+    yield from text.contradictions(table, task.outcome, task.timeline, task.predict_at)
+    if not isinstance(network, WithText) or "text" not in network.uses:
+        return
+    places = {"text.positions": network.text.positions} | (
+        {"tokens": network.tokens} if isinstance(network, IchPro) else {}
+    )
+    for key, most in places.items():
+        if text.tokens > most:
+            message = f"a text of {text.tokens} tokens, and the network takes {most} (network.{key})"
+            yield ("modalities", "text", "tokens"), message, f"write tokens: {most}, or let the network take more"
+    if text.vocabulary is None and all(name in table.variables for name in text.variables or table.predictors):
+        yield from tokens.contradictions(tokens.built_in(text, table), network)
 
 
 def _network_needs(federation: Federation) -> list[tuple[tuple[str | int, ...], str, str]]:

@@ -201,30 +201,44 @@ class Table(Strict):
                         f"'{name}' is derived from '{source}', which is not defined",
                         "define it, so that its moment is known",
                     )
-        for index, name in enumerate(self.predictors):
-            if name in self.predictors[:index]:
-                yield (*here, index), f"predictor '{name}' is named twice", "remove one"
-            elif name not in self.variables:
-                yield (*here, index), f"no variable '{name}'", suggest(name, self.variables, "variables")
-            elif reason := self._leak(name, outcome, timeline, predict_at):
-                yield (*here, index), f"predictor '{name}' {reason[0]}", reason[1]
+        yield from self.leaks(self.predictors, here, "predictor", outcome, timeline, predict_at)
 
-    def _leak(self, name: str, outcome: Outcome, timeline: Sequence[str], predict_at: str) -> tuple[str, str] | None:
-        """Why a predictor would tell the model what it cannot know at the prediction time."""
+    def leaks(
+        self,
+        names: Sequence[str],
+        place: tuple[str, ...],
+        role: str,
+        outcome: Outcome,
+        timeline: Sequence[str],
+        predict_at: str,
+    ) -> Iterator[Complaint]:
+        """What makes variables of the list at `place` unfit to be shown to a network. `role`: what they are called."""
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                yield (*place, index), f"{role} '{name}' is named twice", "remove one"
+            elif name not in self.variables:
+                yield (*place, index), f"no variable '{name}'", suggest(name, self.variables, "variables")
+            elif reason := self._leak(name, f"remove it from the {role}s", outcome, timeline, predict_at):
+                yield (*place, index), f"{role} '{name}' {reason[0]}", reason[1]
+
+    def _leak(
+        self, name: str, remove: str, outcome: Outcome, timeline: Sequence[str], predict_at: str
+    ) -> tuple[str, str] | None:
+        """Why a variable would tell the model what it cannot know at the prediction time, and what to do."""
         variable = self.variables[name]
         if name == outcome.variable:
-            return "is the outcome", "remove it from the predictors"
+            return "is the outcome", remove
         ancestors = _ancestors(name, self.variables)
         if outcome.variable in ancestors:
-            return f"derives from the outcome '{outcome.variable}'", "remove it from the predictors"
+            return f"derives from the outcome '{outcome.variable}'", remove
         definers = _ancestors(outcome.variable, self.variables)
         if name in definers:
-            return f"defines the outcome '{outcome.variable}'", "remove it from the predictors"
+            return f"defines the outcome '{outcome.variable}'", remove
         for source in ancestors:
             if source in definers:
                 return (
                     f"derives from '{source}', which defines the outcome '{outcome.variable}'",
-                    "remove it from the predictors",
+                    remove,
                 )
         if variable.known_at is None:
             return "does not say when it is known", f"add known_at: one of {', '.join(timeline)}"
@@ -234,14 +248,14 @@ class Table(Strict):
         if timeline.index(variable.known_at) > limit:
             return (
                 f"is known at {variable.known_at}, after the prediction ({predict_at})",
-                "remove it from the predictors, or predict later",
+                f"{remove}, or predict later",
             )
         for source in ancestors:
             moment = self.variables[source].known_at if source in self.variables else None
             if moment in timeline and timeline.index(moment) > limit:
                 return (
                     f"derives from '{source}', known at {moment}, after the prediction ({predict_at})",
-                    "remove it from the predictors",
+                    remove,
                 )
         return None
 

@@ -1,7 +1,7 @@
 """What `network:` may say in federation.yaml, one class per network; the networks themselves are in the registry."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, PositiveFloat, model_validator
 
@@ -65,10 +65,14 @@ class Mlp(Network):
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
 
-class Pinned(Strict):
-    """Weights that every hospital must start an encoder from; each says in hospital.yaml where its copy lies."""
+PINNED: Final = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+"""Regular expression of the name of a pinned file."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+class Pinned(Strict):
+    """A file (weights, a vocabulary) that every hospital must use; each says in hospital.yaml where its copy lies."""
+
+    name: Annotated[str, Field(pattern=PINNED)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -497,6 +501,10 @@ class Concat(Sized):
         return self.modalities
 
     TINY: ClassVar[Mapping[str, Any]] = {"image": TINY_VOLUME, "text": TINY_TEXT}
+
+
+WithText = IchPro | Vdafm | Concat
+"""The networks that can look at text."""
 
 
 class ImageOnly(Sized):
