@@ -180,7 +180,18 @@ def _with_columns(sums: PartStatistics, columns: Sequence[tuple[float | None, fl
 
 
 def _training(site: Site, reply: TrainReply) -> TrainReply:
-    return reply.model_copy(update={"validation_losses": _validation_losses(site, reply.validation_losses)})
+    seen = {modality: counts for modality, counts in reply.seen.items() if not _few_lack_it(site, modality)}
+    validation = _validation_losses(site, reply.validation_losses)
+    return reply.model_copy(update={"validation_losses": validation, "seen": seen})
+
+
+def _few_lack_it(site: Site, modality: str) -> bool:
+    """Whether the counts of who has a modality would point at a few who have it or lack it, in any group told apart."""
+    held = site.hospital.patients.holding(modality).astype(np.int64)
+    groups = [site.split(0).train]
+    for part in range(1, (site.plan.federation.evaluation.folds or 0) + 1):
+        groups += [site.split(part).train, site.split(part).test]
+    return any(_few_of_a_class(held[rows], site.small_cells) for rows in groups)
 
 
 def _validation_losses(site: Site, losses: list[float | None]) -> list[float | None]:

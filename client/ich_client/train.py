@@ -32,15 +32,17 @@ def fit(
     *,
     rounds_before: int = 0,
     rounds: int = 1,
+    epochs_before: int = 0,
     seed: tuple[int, ...],
     direction: Direction | None = None,
 ) -> Fit:
     """Train every model of the stack on the same batches, in place.
 
-    Schedules count local epochs (with `updates`: rounds) over `rounds` rounds, of which `rounds_before` are done.
+    Schedules count local epochs (with `updates`: rounds) over `rounds` rounds, of which `rounds_before` are done; terms
+    that fade count those of earlier stages too, `epochs_before`. What rests in the present stage is not stepped along.
     The order of the patients and the random layers follow from `seed` alone, whatever the number of models.
     """
-    parameters = list(stack.parameters.values())
+    parameters = [parameter for parameter in stack.parameters.values() if parameter.requires_grad]
     optimizer = build_optimizer(recipe.optimizer, parameters)
     stack.network.train()
     each = torch.ones(stack.copies, dtype=patients.label.dtype)  # the gradient of the losses' sum
@@ -53,14 +55,13 @@ def fit(
         # torch.manual_seed would also leave a note, with a traceback, for every kind of accelerator
         torch.default_generator.manual_seed(int(generator.integers(2**63)))
         for epoch, batch in _batches(patients, recipe, generator):
-            lr = recipe.optimizer.lr * recipe.schedule.factor(
-                rounds_before * (recipe.epochs or 1) + epoch, rounds * (recipe.epochs or 1)
-            )
+            done = rounds_before * (recipe.epochs or 1) + epoch
+            lr = recipe.optimizer.lr * recipe.schedule.factor(done, rounds * (recipe.epochs or 1))
             for group in optimizer.param_groups:
                 group["lr"] = lr
             for parameter in parameters:
                 parameter.grad = None
-            loss, largest = _backward(stack, batch, each, largest)
+            loss, largest = _backward(stack, batch, epochs_before + done, each, largest)
             if recipe.clip is not None:
                 _clip(stack, recipe.clip)
             if direction is not None:
@@ -72,7 +73,9 @@ def fit(
     return Fit(_mean(losses, sizes), rate)
 
 
-def _backward(stack: Stack, batch: Batch, each: torch.Tensor, largest: int | None) -> tuple[torch.Tensor, int | None]:
+def _backward(
+    stack: Stack, batch: Batch, epoch: int, each: torch.Tensor, largest: int | None
+) -> tuple[torch.Tensor, int | None]:
     """The gradient of a batch: its loss (F,), and how many patients the device holds at once, once it is known.
 
     A device that is out of memory gets half as many at a time, down to one, where the loss is the mean of the patients'
@@ -86,7 +89,7 @@ def _backward(stack: Stack, batch: Batch, each: torch.Tensor, largest: int | Non
         try:
             for part in batch.split(sizes) if len(sizes) > 1 else [batch]:
                 share = len(part) / len(batch)
-                loss = stack.losses(part)
+                loss = stack.losses(part, epoch)
                 (loss if len(sizes) == 1 else loss * share).backward(each)
                 total = loss.detach() if len(sizes) == 1 else total + loss.detach() * share
         except torch.OutOfMemoryError:
@@ -112,15 +115,20 @@ def _batches(patients: Batch, recipe: Recipe, generator: np.random.Generator) ->
     sizes = _sizes(len(patients), size)
     done = epoch = 0
     while epoch < recipe.epochs if recipe.epochs is not None else True:
-        order = patients
-        if size < len(patients):
-            order = patients.take(torch.from_numpy(generator.permutation(len(patients))))
-        for batch in order.split(sizes):
+        for batch in _shuffled(patients, sizes, generator) if size < len(patients) else [patients]:
             if done == recipe.updates:
                 return
             yield (epoch if recipe.epochs is not None else 0), batch
             done += 1
         epoch += 1
+
+
+def _shuffled(patients: Batch, sizes: list[int], generator: np.random.Generator) -> Iterator[Batch]:
+    order = torch.from_numpy(generator.permutation(len(patients)))
+    if patients.is_large:
+        yield from (patients.take(rows) for rows in order.split(sizes))
+    else:
+        yield from patients.take(order).split(sizes)
 
 
 def _sizes(patients: int, size: int) -> list[int]:

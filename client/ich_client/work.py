@@ -17,6 +17,7 @@ from ich_models.files import write_arrays, write_json
 from ich_models.folds import ALL, Fold, parse
 from ich_models.metrics import evaluate as measure
 from ich_models.metrics import youden_threshold
+from ich_models.networks.staged import enter
 from ich_models.protocol import (
     CONSTANTS,
     LARGEST_LOSS,
@@ -94,10 +95,21 @@ def train(site: Site, task: TrainTask, rows: Rows) -> tuple[TrainReply, Rows]:
     reply = TrainReply(
         hospital=site.hospital.name,
         patients=[len(site.split(fold.part or 0).train) for fold in folds],
+        seen=_seen(site, [fold.part or 0 for fold in folds]),
         losses=_losses(outputs["loss"]),
         validation_losses=_losses(outputs["validation_loss"]),
     )
     return reply, sent
+
+
+def _seen(site: Site, parts: Sequence[int]) -> dict[str, list[int]]:
+    """Per modality that an encoder reads and somebody lacks: the training patients who have it."""
+    found: dict[str, list[int]] = {}
+    for modality in sorted({modality for _, modality in site.plan.segments}):
+        held = site.hospital.patients.holding(modality)
+        if not held.all():
+            found[modality] = [int(held[site.split(part).train].sum()) for part in parts]
+    return found
 
 
 def _all_finite(outputs: Rows, index: int) -> bool:
@@ -148,20 +160,21 @@ def _passes(plan: Plan, folds: Sequence[Fold], inputs: Rows) -> Iterator[tuple[i
 def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> Rows:
     """One pass over the stack: outputs 'sent.*', 'kept.*', 'loss' and 'validation_loss' (F, 1)."""
     plan, strategy = site.plan, site.plan.strategy
-    stack = load_stack(plan, inputs)
+    stage, rounds_before = plan.federation.training.stage_at(round_number)
+    stack = load_stack(plan, inputs, stage.name)
     tensors = {name: torch.from_numpy(block) for name, block in inputs.items()}
     start = tensors[WEIGHTS]
     server = {name: tensors[name] for name in strategy.sends}
     client = {name.removeprefix(CLIENT): block for name, block in tensors.items() if name.startswith(CLIENT)}
     validation = _validation_losses(stack, site.batch(part, "validation"))
     before = _own_losses(stack, site.batch(part, "train")) if strategy.exact_loss else None
-    stage, rounds_before = plan.federation.training.stage_at(round_number)
     done = fit(
         stack,
         site.batch(part, "train"),
         stage,
         rounds_before=rounds_before,
         rounds=stage.rounds,
+        epochs_before=plan.federation.training.epochs_before(stage),
         seed=(plan.seed, round_number, *site.hospital.name.encode()),
         direction=_direction(plan, start, server, client),
     )
@@ -209,8 +222,12 @@ def _direction(
     return direction
 
 
-def load_stack(plan: Plan, rows: Rows) -> Stack:
-    """A stack with one model per row of 'weights', 'constants' and, where the plan has them, 'local'."""
+def load_stack(plan: Plan, rows: Rows, stage: str | None = None) -> Stack:
+    """A stack with one model per row of 'weights', 'constants' and, where the plan has them, 'local'.
+
+    `stage`: that the network is to be in, where it has several; the study's last one if it is left out.
+    """
+    enter(plan.network, stage or plan.federation.training.stages[-1].name)
     stack = Stack(plan.network, len(rows[WEIGHTS]))
     layouts = {WEIGHTS: plan.weights, CONSTANTS: plan.constants, LOCAL: plan.local}
     whole = {name: layout.unpack(torch.from_numpy(rows[name])) for name, layout in layouts.items() if layout.size}

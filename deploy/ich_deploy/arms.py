@@ -161,7 +161,7 @@ def _threshold(plan: Plan, rows: Rows, validation: Patients, train: Patients) ->
 
 def _constants(plan: Plan, moments: Moments) -> NDArray[np.floating]:
     scaled = plan.federation.modalities.table.scaling != "none"
-    return moments.constants(scaled=scaled).reshape(1, -1).astype(plan.number)
+    return moments.constants(scaled=scaled).reshape(1, -1)[:, : plan.constants.size].astype(plan.number)
 
 
 def _own_scaling(plan: Plan, site: Site, model: Model, fold: Fold) -> Model:

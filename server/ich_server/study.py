@@ -43,7 +43,7 @@ from ich_server import checkpoint
 from ich_server.checkpoint import Progress
 from ich_server.members import Member, meet
 from ich_server.rounds import MALFORMED, Asked, Failure, Quarantine, Request, exchange, read
-from ich_strategies.aggregate import LOSS, Buffered, WeightedMeans, fault
+from ich_strategies.aggregate import LOSS, Buffered, Fault, WeightedMeans, fault
 from ich_strategies.plan import Plan
 
 FIXED_THRESHOLD: Final = 0.5
@@ -209,7 +209,7 @@ class _Study:
                 quarantined.append(Quarantine(when, request.hospital, str(reason)))
                 continue
             answer, rows = update
-            means.add(request.folds, rows | {LOSS: _column(answer.losses)}, answer.patients)
+            means.add(request.folds, rows | {LOSS: _column(answer.losses)}, answer.patients, answer.seen)
             _add_known(validation, request.folds, answer.validation_losses, answer.patients)
             del reply, update, rows  # the next reply is taken in without this one in memory
         self._check_quorum(means.replies, when, quarantined)
@@ -288,6 +288,10 @@ class _Study:
             return MALFORMED
         if self.plan.strategy.exact_loss and None in reply.losses:
             return MALFORMED
+        if not reply.seen.keys() <= {modality for _, modality in self.plan.segments} or not all(
+            len(counts) == len(folds) and all(np.less_equal(counts, reply.patients)) for counts in reply.seen.values()
+        ):
+            return Fault.PATIENTS
         size = self.plan.weights.size
         widths = {WEIGHTS: size, **self.plan.strategy.returns(size)}
         if final and self.plan.local.size:
@@ -307,7 +311,7 @@ class _Study:
     def _means(self) -> WeightedMeans:
         """What updates are folded into: running means, or a buffer for a strategy that must see them all."""
         if not self.plan.strategy.buffers:
-            return WeightedMeans()
+            return WeightedMeans(self.plan.segments, self.plan.weights.size)
         starts = dict(zip(self.names, self.progress.rows[WEIGHTS], strict=True))
         return Buffered(lambda fold, *kept: self.plan.strategy.combine(starts[fold], *kept))
 
@@ -346,6 +350,9 @@ class _Study:
             if LOCAL in mean:
                 whole = rows.setdefault(LOCAL, np.empty((len(self.folds), self.plan.local.size), mean[LOCAL].dtype))
                 whole[index] = mean.pop(LOCAL)
+            for name, row in mean.items():  # what nobody has learnt anything about stays as it is
+                if row.shape == rows[WEIGHTS][index].shape:
+                    np.copyto(row, rows[WEIGHTS][index] if name == WEIGHTS else 0, where=np.isnan(row))
             state = {name.removeprefix(STATE): block[index] for name, block in rows.items() if name.startswith(STATE)}
             with np.errstate(all="ignore"):  # what is not finite is refused below
                 weights, after = strategy.step(rows[WEIGHTS][index], mean, state, share)

@@ -49,6 +49,11 @@ class Patients:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def holding(self, modality: str) -> NDArray[np.bool_]:
+        """(N,): which patients have a modality."""
+        there = modality == "table" or getattr(self, modality) is not None
+        return self.present.get(modality, np.ones(len(self), np.bool_)) & there
+
     def take(self, rows: NDArray[np.int64]) -> "Patients":
         """The patients at these row numbers, in this order."""
         return Patients(
@@ -88,13 +93,13 @@ class Patients:
         )
 
     def batch(self, dtype: torch.dtype) -> "Batch":
-        """All of them as one batch of tensors."""
+        """All of them as one batch of tensors; images stay as they are, memory-mapped or not."""
         label = self.labels if self.targets is None else self.targets
         return Batch(
             torch.from_numpy(self.table).to(dtype),
             torch.from_numpy(label).to(dtype),
             {modality: torch.from_numpy(mask) for modality, mask in self.present.items()},
-            image=None if self.image is None else torch.from_numpy(self.image).to(dtype),
+            image=None if self.image is None else torch.from_numpy(self.image),
             text=None if self.text is None else torch.from_numpy(self.text),
             slices=None if self.slices is None else torch.from_numpy(self.slices),
         )
@@ -149,6 +154,19 @@ class Batch:
     def take(self, rows: torch.Tensor) -> "Batch":
         """The patients at these row numbers, in this order."""
         return self._each(lambda tensor: tensor[rows])
+
+    @property
+    def is_large(self) -> bool:
+        """Whether images are part of it: they are taken from the disk batch by batch, and not all at once."""
+        return self.image is not None
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> "Batch":
+        """Numbers that a network computes with as `dtype`, everything on `device`; images are kept in a smaller type."""
+        return self._each(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype))
+
+    def pieces(self, size: int) -> Iterator["Batch"]:
+        """The patients in their order, at most `size` at a time."""
+        yield from self.split([min(size, len(self) - start) for start in range(0, len(self), size)])
 
     def split(self, sizes: Sequence[int]) -> Iterator["Batch"]:
         """The patients in batches of these sizes, in their order, without a copy."""

@@ -90,6 +90,22 @@ def seen_by(network: nn.Module, layout: Layout) -> dict[str, str]:
     }
 
 
+def segments(network: nn.Module, layout: Layout) -> list[tuple[slice, str]]:
+    """The stretches of a row that belong to an encoder, each with its modality; neighbours are put together."""
+    modality_of = seen_by(network, layout)
+    found: list[tuple[slice, str]] = []
+    start = 0
+    for name, shape in layout.shapes.items():
+        end = start + shape.numel()
+        modality = modality_of.get(name)
+        if modality is not None and found and found[-1] == (slice(found[-1][0].start, start), modality):
+            found[-1] = (slice(found[-1][0].start, end), modality)
+        elif modality is not None:
+            found.append((slice(start, end), modality))
+        start = end
+    return found
+
+
 def kept_local(network: nn.Module, local: Callable[[nn.Module], bool]) -> Layout:
     """Floating-point tensors of the modules that stay at the hospital."""
     return _layout(network, lambda module, name: _travels(module, name) and local(module))

@@ -96,6 +96,11 @@ class Training(Strict):
             before -= stage.rounds
         raise ValueError(f"round {round_number} of {self.rounds}")
 
+    def epochs_before(self, stage: Stage) -> int:
+        """Local epochs of the stages before this one; with `updates` a round counts as an epoch."""
+        before = self.stages[: self.stages.index(stage)]
+        return sum(one.rounds * (one.epochs or 1) for one in before)
+
     @model_validator(mode="after")
     def _distinct(self) -> Self:
         for what, names in (("seeds", self.seeds), ("stage names", [stage.name for stage in self.stages])):
@@ -260,6 +265,7 @@ def _contradictions(federation: Federation) -> list[Complaint]:
         *federation.training.strategy.contradictions(federation),
         *_network_needs(federation),
         *_text_needs(federation),
+        *_unknown_stages(federation),
     ]
 
 
@@ -300,6 +306,20 @@ def _network_needs(federation: Federation) -> list[tuple[tuple[str | int, ...], 
             )
         ]
     return []
+
+
+def _unknown_stages(federation: Federation) -> list[Complaint]:
+    """Stages that a network of several does not have."""
+    known = federation.network.stages
+    return [
+        (
+            ("training", "stages", index, "name"),
+            f"network '{federation.network.name}' has no stage '{stage.name}'",
+            f"its stages: {', '.join(known)}",
+        )
+        for index, stage in enumerate(federation.training.stages)
+        if len(known) > 1 and stage.name not in known
+    ]
 
 
 def json_schema() -> dict[str, Any]:

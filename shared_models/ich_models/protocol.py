@@ -147,6 +147,8 @@ class TrainReply(Strict):
     patients: list[Count]
     losses: list[Loss | None]
     validation_losses: list[Loss | None]
+    seen: dict[Name, list[Count]] = {}
+    """Per modality that an encoder reads, training patients who have it; none where all have it, or k forbids to say."""
 
 
 class ThresholdTask(Task):

@@ -1,6 +1,7 @@
 """F copies of one network, trained or evaluated in one pass: the folds of a hospital side by side."""
 
 from collections.abc import Mapping
+from typing import Final
 
 import torch
 from torch import nn
@@ -9,6 +10,9 @@ from torch.func import functional_call, vmap
 from ich_models.batch import Batch, Output
 from ich_models.losses import Objective, coupled, terms_of
 from ich_models.networks.staged import frozen_modules, frozen_tensors
+
+LARGEST_PIECE: Final = 16
+"""Patients with images whose logits are computed at once: in evaluation mode they do not feel each other."""
 
 
 def stackable(network: nn.Module) -> bool:
@@ -74,6 +78,7 @@ class Stack:
 
     def losses(self, batch: Batch, epoch: float = 0.0) -> torch.Tensor:
         """Loss of the batch under each copy, by the network's own terms as weighted in `epoch`: (F,). Differentiable."""
+        batch = self._ready(batch)
         if self.copies == 1:
             return self.objective(batch, epoch)[None]  # type: ignore[no-any-return]
 
@@ -83,9 +88,18 @@ class Stack:
 
         return vmap(one, randomness="same")(self.parameters, self.buffers)
 
+    def _ready(self, batch: Batch) -> Batch:
+        """As the network computes; nothing is copied where it is so already."""
+        like = next(self.network.parameters(), None)
+        return batch if like is None else batch.to(like.dtype, like.device)
+
     @torch.no_grad()
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Logits in evaluation mode: (F, B), or (F, B, S, 5)."""
+        """Logits in evaluation mode, on the CPU: (F, B), or (F, B, S, 5)."""
+        pieces = batch.pieces(LARGEST_PIECE) if batch.is_large and len(batch) else [batch]
+        return torch.cat([self._logits(self._ready(piece)).cpu() for piece in pieces], dim=1)
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
         training = self.network.training
         self.network.eval()
         try:

@@ -70,6 +70,11 @@ class Plan:
         return exchange.exchanged(self.outline, self.strategy.local)
 
     @cached_property
+    def segments(self) -> list[tuple[slice, str]]:
+        """The stretches of what travels that learn from the patients of one modality."""
+        return exchange.segments(self.outline, self.weights)
+
+    @cached_property
     def local(self) -> Layout:
         """What stays at the hospital until the last round."""
         return exchange.kept_local(self.outline, self.strategy.local)

@@ -282,3 +282,30 @@ def test_what_passes_cannot_spoil_a_mean(weights: Rows, variate: Rows) -> None:
         assert all(np.isfinite(mean).all() for fold in ("a", "b") for mean in means.mean(fold).values())
     else:
         assert not (np.isfinite(weights).all() and np.isfinite(variate).all())
+
+
+def test_an_encoder_is_weighted_by_the_patients_who_have_its_modality() -> None:
+    """Numbers 1 to 3 of five are the image's. a: 10 patients, 8 with an image; b: 30, 2 with one: 8 and 2 of 10 there."""
+    means = WeightedMeans([(slice(1, 4), "image")], 5)
+    means.add(["all"], {"weights": np.full((1, 5), 1.0), "variate": np.full((1, 5), 1.0)}, [10], {"image": [8]})
+    means.add(["all"], {"weights": np.full((1, 5), 2.0), "variate": np.full((1, 5), 2.0)}, [30], {"image": [2]})
+    found = means.mean("all")
+    for block in ("weights", "variate"):
+        assert found[block] == pytest.approx([1.75, 1.2, 1.2, 1.2, 1.75])
+
+
+def test_who_does_not_say_has_everything() -> None:
+    """a says nothing: all of its 10 patients; b has 10 of 30: half each."""
+    means = WeightedMeans([(slice(0, 1), "text")], 2)
+    means.add(["all"], {"weights": np.array([[1.0, 1.0]])}, [10])
+    means.add(["all"], {"weights": np.array([[2.0, 2.0]])}, [30], {"text": [10]})
+    assert means.mean("all")["weights"] == pytest.approx([1.5, 1.75])
+
+
+def test_what_nobody_has_seen_has_no_mean() -> None:
+    means = WeightedMeans([(slice(0, 1), "image")], 2)
+    means.add(["all"], {"weights": np.array([[1.0, 1.0]]), "loss": np.array([[0.5]])}, [10], {"image": [0]})
+    found = means.mean("all")
+    assert np.isnan(found["weights"][0])
+    assert found["weights"][1] == 1
+    assert found["loss"] == 0.5

@@ -41,6 +41,11 @@ class Network(Strict):
         """The modalities that it looks at."""
         return ("table",)
 
+    @property
+    def stages(self) -> Sequence[str]:
+        """The names of its stages; with one alone, a study's stages may be called anything."""
+        return ("train",)
+
 
 class Logistic(Network):
     """Logistic regression on the table."""
@@ -272,6 +277,10 @@ class IchPro(Sized):
     def uses(self) -> Sequence[str]:
         return self.modalities
 
+    @property
+    def stages(self) -> Sequence[str]:
+        return ("train", "encoders", "fusion") if self.supervise else ("train",)
+
     TINY: ClassVar[Mapping[str, Any]] = {
         "image": TINY_VOLUME,
         "text": {**TINY_TEXT, "positions": 32},
@@ -398,6 +407,10 @@ class MedNvc(Sized):
     def uses(self) -> Sequence[str]:
         return ("image", "table")
 
+    @property
+    def stages(self) -> Sequence[str]:
+        return ("pretrain", "train")
+
     TINY: ClassVar[Mapping[str, Any]] = {
         "image": {"widths": [8, 16, 32, 64], "layers": [1, 1, 1, 1]},
         "heads": 4,
@@ -448,6 +461,10 @@ class Hohoho(Sized):
     jitter: Share = 0.2
     """Largest change of a view's brightness and contrast."""
     losses: HohohoLosses = HohohoLosses()
+
+    @property
+    def stages(self) -> Sequence[str]:
+        return ("pretrain", "encoder", "sequence")
 
     TINY: ClassVar[Mapping[str, Any]] = {"image": TINY_SLICE, "units": 16, "projection": [64, 32]}
 

@@ -93,6 +93,12 @@ class StagedNetwork(nn.Module):
                 yield name, module
 
 
+def enter(network: nn.Module, stage: str) -> None:
+    """Bring a network to a stage. One without stages, or with a single one, is in it whatever the stage is called."""
+    if isinstance(network, StagedNetwork) and len(network.stages) > 1:
+        network.enter(stage)
+
+
 def frozen_modules(network: nn.Module) -> set[nn.Module]:
     """The modules inside its frozen encoders: they neither travel nor differ between folds."""
     return {

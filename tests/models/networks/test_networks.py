@@ -565,11 +565,20 @@ def test_a_study_must_have_what_its_network_looks_at(tmp_path: Path, network: st
     if missing:
         with pytest.raises(ConfigurationError) as caught:
             load_federation(path)
-        (problem,) = caught.value.problems
+        problem = caught.value.problems[0]
         assert f"uses {missing}, which modalities does not have" in problem.message
         assert problem.where.startswith(f"{path}:11:")
     else:
         assert load_federation(path).value.network.name in network
+
+
+def test_a_stage_that_the_network_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text(SMALL_STUDY.replace("NETWORK", "{name: hohoho}"))
+    with pytest.raises(
+        ConfigurationError, match="network 'hohoho' has no stage 'train'.*\n.*pretrain, encoder, sequence"
+    ):
+        load_federation(path)
 
 
 # --- at the published size --------------------------------------------------------------------------------------------
