@@ -151,7 +151,9 @@ def fill(level: Floats, free: Mask, millilitres: float, voxel: Floats) -> Mask:
     return found
 
 
-def head(person: Person, lesions: Sequence[Lesion], affine: NDArray[np.float64], shape: tuple[int, int, int]) -> Anatomy:
+def head(
+    person: Person, lesions: Sequence[Lesion], affine: NDArray[np.float64], shape: tuple[int, int, int]
+) -> Anatomy:
     """The head at the voxels of a regular grid. `affine`: (4, 4), index (d, h, w, 1) to mm in the scanner (RAS)."""
     d, h, w = (np.arange(count) for count in shape)
     points = [
@@ -183,7 +185,9 @@ def at(person: Person, lesions: Sequence[Lesion], scanner: Sequence[NDArray[np.f
     cortex = radius + 0.03 * fine > 0.86
     tissue[cavity] = Tissue.FLUID
     tissue[brain] = np.where(cortex[brain], Tissue.CORTEX, Tissue.WHITE)
-    across = x + _shift(lesions) * np.exp(-((y / 50) ** 2) - ((z - 10) / 40) ** 2)  # what is pushed aside bends the midline
+    across = x + _shift(lesions) * np.exp(
+        -((y / 50) ** 2) - ((z - 10) / 40) ** 2
+    )  # what is pushed aside bends the midline
     nuclei = ((abs(across) - 22) / 11) ** 2 + ((y - 2) / 24) ** 2 + ((z - 2) / 15) ** 2 < 1
     tissue[nuclei & brain] = Tissue.NUCLEI
     folds = brain & cortex & (abs(fine) < 0.05 + 0.1 * atrophy)

@@ -1,7 +1,6 @@
 """Writes series as DICOM files, the same bytes for the same input."""
 
 import hashlib
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -141,5 +140,3 @@ def scout(shape: tuple[int, int], rng: np.random.Generator) -> tuple[NDArray[Any
         "RescaleIntercept": -1024,
     }
     return np.clip(head, 0, 4095).astype(np.uint16), tags
-
-

@@ -145,7 +145,12 @@ def _diffusion(slices: Slices, kernel: Kernel, scanner: Tags, slope: float, priv
     """DWI and its ADC map. `private_b`: the b-value stands in GE's own element, as older scanners have it."""
     b: Tags = {"b": 1000} if private_b else {"DiffusionBValue": 1000.0}
     times: Tags = {**scanner, "EchoTime": 92.0, "RepetitionTime": 5200.0}
-    dwi = {**times, **b, "ImageType": ["ORIGINAL", "PRIMARY", "DIFFUSION", "NONE"], "SeriesDescription": "ep2d_diff_b1000"}
+    dwi = {
+        **times,
+        **b,
+        "ImageType": ["ORIGINAL", "PRIMARY", "DIFFUSION", "NONE"],
+        "SeriesDescription": "ep2d_diff_b1000",
+    }
     adc = {**times, "ImageType": ["DERIVED", "PRIMARY", "DIFFUSION", "ADC"], "SeriesDescription": "ep2d_diff_ADC"}
     return [MrSeries("DWI", slices, kernel, dwi), MrSeries("ADC", slices, kernel, adc, slope)]
 
@@ -158,7 +163,9 @@ def _flair(slices: Slices, kernel: Kernel, scanner: Tags, name: str) -> MrSeries
 
 MR: Final[Mapping[str, tuple[MrSeries, ...]]] = {
     "north": (
-        *_diffusion(Slices(96, 96, 2.4, ((24, 5.5),)), Kernel(0.6, 0, 4), {**_SIEMENS, "MagneticFieldStrength": 1.5}, 1.0),
+        *_diffusion(
+            Slices(96, 96, 2.4, ((24, 5.5),)), Kernel(0.6, 0, 4), {**_SIEMENS, "MagneticFieldStrength": 1.5}, 1.0
+        ),
         _flair(Slices(112, 112, 2.0, ((24, 5.5),)), Kernel(0.5, 0, 3), _SIEMENS, "t2_tirm_tra_dark-fluid"),
     ),
     "east": (
