@@ -190,12 +190,12 @@ def at(person: Person, lesions: Sequence[Lesion], scanner: Sequence[NDArray[np.f
     )  # what is pushed aside bends the midline
     nuclei = ((abs(across) - 22) / 11) ** 2 + ((y - 2) / 24) ** 2 + ((z - 2) / 15) ** 2 < 1
     tissue[nuclei & brain] = Tissue.NUCLEI
-    folds = brain & cortex & (abs(fine) < 0.05 + 0.1 * atrophy)
+    folds = brain & cortex & (abs(fine) < 0.05 + 0.02 * atrophy)
     cistern = brain & ((x / 24) ** 2 + ((y - 6) / 17) ** 2 + ((z + 22) / 6) ** 2 < 1)
     tissue[folds | cistern] = Tissue.FLUID
     falx = brain & (abs(across) < 1.5) & (abs(y) > 34) & (z > 0)
     tissue[falx] = Tissue.FALX
-    ventricles = brain & _ventricles(across, x, y, z, 0.8 + 0.45 * atrophy)
+    ventricles = brain & _ventricles(across, x, y, z, 0.9 + 0.2 * atrophy)
     tissue[ventricles] = Tissue.FLUID
     if person.age > 55 and rng.random() < 0.5:  # pineal gland and plexus, calcified with age
         for px, py, pz in ((0, -28, 2), (14, -26, 14), (-14, -26, 14)):

@@ -59,8 +59,8 @@ def radiograph(
     x, y = x / size, y / size
     flesh = rng.normal(78 if joint == "hip" else 60, 6)
     image = 0.30 * np.clip(1 - (x / flesh) ** 2, 0, 1) ** 0.5
-    seam = 0.6 + 1.5 / (1 + math.exp(-1.2 * lysis))  # mm
-    shade = 0.05 + 0.16 / (1 + math.exp(-1.2 * effusion))
+    seam = 0.8 + 3.2 / (1 + math.exp(-1.2 * lysis))  # mm
+    shade = 0.02 + 0.24 / (1 + math.exp(-1.2 * effusion))
     image += _hip(x, y, view, seam, rng) if joint == "hip" else _knee(x, y, view, seam, rng)
     beside = (38.0, -30.0) if joint == "hip" else (0.0, -34.0) if view == "LL" else (26.0, -8.0)
     image += shade * np.exp(-(((x - beside[0]) / 17) ** 2) - ((y - beside[1]) / 22) ** 2)

@@ -8,8 +8,8 @@ import numpy as np
 from ich_deploy.demo import anatomy, appearance, dicom, infarct, joint, scanner, slices
 from ich_deploy.demo.case import Case, Seen
 
-SECOND_RECONSTRUCTION: Final = 12
-"""Every twelfth patient's head is also there for bone, and a reader must choose."""
+SECOND_RECONSTRUCTION: Final = 6
+"""The sixth of every twenty patients' heads is also there for bone, and a reader must choose."""
 BROKEN: Final = 5
 """The fifth patient's second reconstruction broke off on its way."""
 SCOUTED: Final = 10
@@ -37,13 +37,15 @@ def head_ct(case: Case, images: Path) -> Seen:
 
     def taken(kernel: scanner.Kernel, purpose: int) -> scanner.Floats:
         rng = case.rng(purpose)
-        return scanner.reconstruct(truth, kernel, found.edge, rng) + np.float32(rng.normal(0, 1))  # calibration drifts
+        return scanner.reconstruct(truth, kernel, found.edge, rng) + np.float32(
+            rng.normal(0, 0.2)
+        )  # calibration drifts
 
     pixels, tags = scanner.stored_ct(taken(own.soft, 21), own.signed)
     names = dicom.series(folder, visit, 2, "CT", pixels, own.slices, {**own.tags, **tags}, own.descending)
     if case.number % SCOUTED == 1:
         dicom.single(folder, visit, 1, "CT", *dicom.scout((96, 80), case.rng(22)))
-    if case.number == BROKEN or case.number % SECOND_RECONSTRUCTION == 0:
+    if case.number == BROKEN or case.number % 20 == SECOND_RECONSTRUCTION:
         pixels, tags = scanner.stored_ct(taken(own.sharp, 23), own.signed)
         dicom.series(folder, visit, 3, "CT", pixels, own.slices, {**own.sharp_tags, **tags}, own.descending)
     if case.number == BROKEN:
