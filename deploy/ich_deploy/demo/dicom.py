@@ -19,6 +19,8 @@ from pydicom.uid import (
 from ich_deploy.demo.scanner import Slices, Tags
 
 _CLASSES: Final = {"CT": CTImageStorage, "MR": MRImageStorage, "DX": DigitalXRayImageStorageForPresentation}
+_PIXELS: Final = b"\xe0\x7f\x10\x00"
+"""The tag of pixel data, low byte first."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,9 @@ def _decimal(value: float) -> float:
 
 
 def damaged(path: Path) -> None:
-    """Cut a file off in the middle of its pixels, as a transfer that broke off leaves it."""
+    """Cut a file off where its pixels begin, as a transfer that broke off leaves it."""
     content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
+    path.write_bytes(content[: content.index(_PIXELS)])
 
 
 def scout(shape: tuple[int, int], rng: np.random.Generator) -> tuple[NDArray[Any], Tags]:
