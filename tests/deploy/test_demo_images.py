@@ -2,7 +2,10 @@
 
 import csv
 import hashlib
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -505,8 +508,10 @@ def test_command_names_the_kinds_and_refuses_what_is_there(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_command_writes_a_whole_demo(tmp_path: Path) -> None:
-    result = CliRunner().invoke(__main__.app, [str(tmp_path / "demo"), "--kind", "xray"])
-    assert result.exit_code == 0, result.output
+    command = [sys.executable, "-m", "ich_deploy.demo", str(tmp_path / "demo"), "--kind", "xray"]
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
     assert "150 patients, 149 with images" in result.stdout
     assert f"ich-simulate {tmp_path}/demo/mednvc.yaml --data {tmp_path}/demo/data" in result.stdout
     assert len(scan.scan(tmp_path / "demo" / "data").headers) == 2 * (149 + 179 + 119)

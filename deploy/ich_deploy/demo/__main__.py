@@ -50,7 +50,7 @@ def demo(
         studies: tuple[str, ...] = ("federation.yaml",)
     else:
         with screen.status(f"writing the images of {sum(hospitals.KINDS[kind].patients.values())} patients"):
-            cohorts = hospitals.write(folder, kind, seed)
+            cohorts = hospitals.write(folder, kind.value, seed)  # plain text: workers cannot import __main__
         for name, cases in cohorts.items():
             scanned = sum(case.scanned for case in cases)
             where = folder / "data" / name

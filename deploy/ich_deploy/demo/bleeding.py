@@ -66,7 +66,12 @@ def draw(seed: int, hospital: str, number: int) -> Case:
     lesions = [Lesion("intraparenchymal", volume, place, side, oedema)]
     if ivh:
         lesions.append(Lesion("intraventricular", float(rng.uniform(2, 12)), side=side))
-    truth = {"logit": logit, "place": place, "side": "right" if side > 0 else "left", "volume_ml": volume}
+    truth: dict[str, float | str] = {
+        "logit": logit,
+        "place": place,
+        "side": "right" if side > 0 else "left",
+        "volume_ml": volume,
+    }
     case = Case(
         hospital,
         number,

@@ -10,6 +10,7 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
     ExplicitVRLittleEndian,
@@ -82,7 +83,7 @@ def _image(study: Study, number: int, modality: str, tags: Tags) -> Dataset:
     one = Dataset()
     one.file_meta = FileMetaDataset()
     one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    one.file_meta.ImplementationClassUID = "2.25.1"
+    one.file_meta.ImplementationClassUID = UID("2.25.1")
     one.file_meta.ImplementationVersionName = "ICH DEMO"
     one.SpecificCharacterSet = "ISO_IR 100"
     one.SOPClassUID = _CLASSES[modality]
@@ -105,7 +106,7 @@ def save(path: Path, image: Dataset, stored: NDArray[Any], instance: str) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     image.SOPInstanceUID = instance
     image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
-    image.file_meta.MediaStorageSOPInstanceUID = instance
+    image.file_meta.MediaStorageSOPInstanceUID = UID(instance)
     image.Rows, image.Columns = stored.shape
     image.PixelData = stored.astype("<u2" if stored.dtype.kind == "u" else "<i2").tobytes()
     image["PixelData"].VR = "OW"

@@ -52,7 +52,12 @@ def draw(seed: int, hospital: str, number: int) -> Case:
     }
     swelling = float(rng.uniform(0.1, 0.5))
     lesion = Lesion("infarct", core, territory, side, swelling)
-    truth = {"logit": logit, "place": territory, "side": "right" if side > 0 else "left", "volume_ml": core}
+    truth: dict[str, float | str] = {
+        "logit": logit,
+        "place": territory,
+        "side": "right" if side > 0 else "left",
+        "volume_ml": core,
+    }
     case = Case(
         hospital,
         number,

@@ -72,8 +72,8 @@ def radiograph(
     return np.asarray(image, np.float32)
 
 
-def _shaft(across: Floats, width: float, cortex: float) -> Floats:
-    """A long bone seen from the side: dense at its edges."""
+def _shaft(across: NDArray[Any], width: NDArray[Any], cortex: float) -> Floats:
+    """A long bone seen from the side, as wide as it is at each point: dense at its edges."""
     outer = np.clip(1 - (across / width) ** 2, 0, 1) ** 0.5
     inner = np.clip(1 - (across / (width - cortex)) ** 2, 0, 1) ** 0.5
     return np.asarray(0.62 * outer - 0.42 * inner, np.float32)
@@ -91,7 +91,7 @@ def _stem(across: Floats, along: Floats, length: float, width: float, seam: floa
 def _hip(x: Floats, y: Floats, view: View, seam: float, rng: np.random.Generator) -> Floats:
     """Pelvis above, femur below, cup, ball and stem. From the side the pelvis is narrower."""
     wide = 12 + rng.normal(0, 0.7)
-    femur = np.where(y > -20, _shaft(x - 8, wide + 6 * np.exp(-(((y + 15) / 25) ** 2)).max(), 4.5), 0)
+    femur = np.where(y > -20, _shaft(x - 8, wide + 6 * np.exp(-(((y + 15) / 25) ** 2)), 4.5), 0)
     pelvis = 0.30 * np.exp(-(((x + 22) / (40 if view == "AP" else 26)) ** 2) - ((y + 62) / 26) ** 2)
     metal, around = _stem(x - 8, y + 22, 105, 6.5, seam * 1.6)
     distance = np.sqrt((x + 8) ** 2 + (y + 42) ** 2)
@@ -107,8 +107,8 @@ def _knee(x: Floats, y: Floats, view: View, seam: float, rng: np.random.Generato
     """Femur above, tibia below, a shield on one and a plate with a keel in the other; from the side also the kneecap."""
     wide = 13 + rng.normal(0, 0.8)
     flare = 16 * np.exp(-(((abs(y) - 12) / 22) ** 2))
-    femur = np.where(y < -3, _shaft(x * wide / (wide + flare), wide, 4.0), 0)
-    tibia = np.where(y > 5, _shaft(x * wide / (wide + flare), wide, 4.0), 0)
+    femur = np.where(y < -3, _shaft(x, wide + flare, 4.0), 0)
+    tibia = np.where(y > 5, _shaft(x, wide + flare, 4.0), 0)
     shield = (y > -16) & (y < -2) & (abs(x) < 29) & (x**2 + (y + 16) ** 2 > (18 if view == "AP" else 22) ** 2 * 0.55)
     plate = (y > 5) & (y < 9) & (abs(x) < 30)
     metal, around = _stem(x, y - 9, 42, 5.0, seam * 1.6)

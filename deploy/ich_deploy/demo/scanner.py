@@ -68,10 +68,10 @@ class Slices:
         """(n,) mL that a pixel of each slice stands for: half of the way to either neighbour."""
         gaps = np.diff(self.heights)
         thick = (np.concatenate([gaps[:1], gaps]) + np.concatenate([gaps, gaps[-1:]])) / 2
-        return (thick * math.cos(math.radians(self.tilt)) * self.pixel**2 / 1000).astype(np.float32)
+        return np.asarray(thick * math.cos(math.radians(self.tilt)) * self.pixel**2 / 1000, np.float32)
 
     def points(self) -> list[NDArray[np.float64]]:
-        """x, y and z (RAS mm, the middle of the head at 0) of every pixel, each (n, rows, columns) or as broadcast."""
+        """x, y and z (RAS mm, the middle of the head at 0) of every pixel, in shapes that broadcast to (n, rows, columns)."""
         across, down = self.directions
         row = np.arange(self.rows)[:, None] * self.pixel
         column = np.arange(self.columns) * self.pixel
