@@ -24,6 +24,7 @@ from ich_client.dicom.series import Refused, Series, group
 from ich_client.hospital import HospitalConfig
 from ich_deploy import source
 from ich_deploy.demo import __main__, hospitals, joint, scanner, scans
+from ich_deploy.demo.anatomy import BLOOD
 from ich_deploy.demo.case import Case, Seen
 from ich_models import clinical
 from ich_models.brain import brain
@@ -269,7 +270,7 @@ def test_labels_say_what_each_slice_shows(labelled: tuple[Path, Cohorts], hospit
         assert torn == []
         known = np.array([row for row in found if row is not None])
         assert len(known) > 0.6 * len(found)
-        has = [case.truth[kind] == 1 for kind in hospitals.BLOOD]
+        has = [case.truth[kind] == 1 for kind in BLOOD]
         assert known.max(axis=0).tolist() == [int(there) for there in has]
         inside = brain(stack.volume()).region == "brain"
         assert inside
@@ -381,11 +382,11 @@ def tables_alone(folder: Path, study: str) -> Path:
 @pytest.mark.parametrize("kind", hospitals.KINDS)
 def test_tables_read_back_as_they_were_drawn(kind: str, tmp_path: Path) -> None:
     cohorts = hospitals.generate(kind, SEED, 40)
-    for name, data in hospitals._study(kind).items():
+    for name, data in hospitals.study_files(kind).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
     for name, cases in cohorts.items():
-        for path, data in hospitals._papers(kind, name, cases, [Seen({}, {"2.25.1": (0,) * 5})] * len(cases)).items():
+        for path, data in hospitals.papers_of(kind, name, cases, [Seen({}, {"2.25.1": (0,) * 5})] * len(cases)).items():
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_bytes(data)
     path = tables_alone(tmp_path, hospitals.KINDS[kind].studies[0])

@@ -91,18 +91,18 @@ def write(
     if folder.is_dir() and any(folder.iterdir()):
         hint = "name another folder, or delete this one"
         raise ConfigurationError("is there already, and holds something else", where=str(folder), hint=hint)
-    for name, content in _study(kind).items():
+    for name, content in study_files(kind).items():
         write_atomic(folder / name, content)
     everyone = [case for cases in cohorts.values() for case in cases]
     seen = iter(_scan_all(everyone, folder / "data", kind, processes))
     for name, cases in cohorts.items():
-        for path, content in _papers(kind, name, cases, list(islice(seen, len(cases)))).items():
+        for path, content in papers_of(kind, name, cases, list(islice(seen, len(cases)))).items():
             write_atomic(folder / path, content)
     write_atomic(marker, (json.dumps(what, indent=2) + "\n").encode())
     return cohorts
 
 
-def _study(kind: str) -> dict[str, bytes]:
+def study_files(kind: str) -> dict[str, bytes]:
     """The configuration files of a demo, as they lie in this package and in the generated folder."""
     home = files(__package__).joinpath("studies", kind)
     names = [*KINDS[kind].studies, "dictionary.yaml", *(f"hospitals/{name}.yaml" for name in HOSPITALS)]
@@ -123,7 +123,7 @@ def _scan_one(case: Case, data: Path, kind: str) -> Seen:
     return KINDS[kind].scan(case, data / case.hospital / "images") if case.scanned else Seen()
 
 
-def _papers(kind: str, name: str, cases: Sequence[Case], seen: Sequence[Seen]) -> dict[str, bytes]:
+def papers_of(kind: str, name: str, cases: Sequence[Case], seen: Sequence[Seen]) -> dict[str, bytes]:
     """All of one hospital's files that are no images, by their path in the demo's folder."""
     demo, data = KINDS[kind], f"data/{name}"
     table, encode = _TABLES[name]
