@@ -72,18 +72,23 @@ def draw(seed: int, hospital: str, number: int) -> Case:
     return forgetful(case, UNKNOWN[hospital])
 
 
+_REGIONS: Final = dict(
+    zip(TERRITORIES, ("middle cerebral territory", "medial frontal lobe", "occipital lobe", "cerebellum"), strict=True)
+)
+"""What reports call them."""
+
+
 def _report(hospital: str, lesion: Lesion, rng: np.random.Generator) -> str:
-    """Half in sections, as radiologists dictate. Sizes are words, and one in six is the next one: people differ."""
+    """Half in sections, as radiologists dictate, and in each hospital's manner. Sizes are words, and people differ in them."""
     words = ("small", "moderate", "large", "very large")
-    seen = lesion.millilitres * math.exp(rng.normal(0, 0.35))
-    size = words[int(np.searchsorted((12, 40, 90), seen))]
+    size = words[int(np.searchsorted((12, 40, 90), lesion.millilitres * math.exp(rng.normal(0, 0.35))))]
     shift = midline_shift((lesion,))
-    mass = "none" if shift < 3 else "slight" if shift < 7 else "marked"
-    side = "right" if lesion.side > 0 else "left"
+    mass = "absent" if shift < 3 else "mild" if shift < 7 else "severe"
+    where = f"{'right' if lesion.side > 0 else 'left'} {_REGIONS[lesion.place]}"
     forms = {
-        "north": f"Acute infarct of the {side} {lesion.place}. Core: {size}. Mass effect: {mass}.",
-        "east": f"Diffusion restriction: {size}, {side}, territory of the {lesion.place}. Shift of the midline: {mass}.",
-        "south": f"{side} {lesion.place}: {size} ischaemic core, mass effect {mass}.",
+        "north": f"Acute infarct of the {where}. Infarct core: {size}. Mass effect: {mass}.",
+        "east": f"Restricted diffusion, {where}. Size: {size}. Midline shift: {mass}.",
+        "south": f"{where}: {size} acute infarct, mass effect {mass}.",
     }
     return forms[hospital]
 
