@@ -59,11 +59,11 @@ def radiograph(
     x, y = x / size, y / size
     flesh = rng.normal(78 if joint == "hip" else 60, 6)
     image = 0.30 * np.clip(1 - (x / flesh) ** 2, 0, 1) ** 0.5
-    seam = 0.8 + 3.2 / (1 + math.exp(-1.2 * lysis))  # mm
-    shade = 0.02 + 0.24 / (1 + math.exp(-1.2 * effusion))
+    seam = 0.8 + 6.0 / (1 + math.exp(-1.2 * lysis))  # mm
+    shade = 0.6 / (1 + math.exp(-1.2 * effusion))
     image += _hip(x, y, view, seam, rng) if joint == "hip" else _knee(x, y, view, seam, rng)
     beside = (38.0, -30.0) if joint == "hip" else (0.0, -34.0) if view == "LL" else (26.0, -8.0)
-    image += shade * np.exp(-(((x - beside[0]) / 17) ** 2) - ((y - beside[1]) / 22) ** 2)
+    image += shade * np.exp(-(((x - beside[0]) / 22) ** 2) - ((y - beside[1]) / 28) ** 2)
     lattice = rng.standard_normal((12, 12)).astype(np.float32)
     at = np.stack([(y + 120) / 24, (x + 120) / 24])
     image *= 1 + 0.04 * ndimage.map_coordinates(lattice, at, order=1, mode="nearest")
@@ -99,7 +99,7 @@ def _hip(x: Floats, y: Floats, view: View, seam: float, rng: np.random.Generator
     neck = (abs((x + 8) * 0.78 - (y + 42) * 0.62) < 4.5) & (distance < 30) & (x > -8) & (y > -42)
     implant = np.maximum(metal, (ball | cup | neck).astype(np.float32))
     rim = np.exp(-(((distance - 20 - seam / 2) / seam) ** 2)) * (y < -36)
-    lost = 0.34 * np.maximum(around, rim) * (1 - implant)
+    lost = 0.40 * np.maximum(around, rim) * (1 - implant)
     return np.asarray(np.clip(femur + pelvis - lost, 0, None) * (1 - implant) + 1.0 * implant, np.float32)
 
 
@@ -115,7 +115,7 @@ def _knee(x: Floats, y: Floats, view: View, seam: float, rng: np.random.Generato
     implant = np.maximum(metal, (shield | plate).astype(np.float32))
     under = np.exp(-(((y - 9 - seam / 2) / seam) ** 2)) * (abs(x) < 30) * (y >= 9)
     above = np.exp(-(((y + 17 + seam / 2) / seam) ** 2)) * (abs(x) < 26) * (y <= -16)
-    lost = 0.34 * np.maximum(np.maximum(around, under), above) * (1 - implant)
+    lost = 0.40 * np.maximum(np.maximum(around, under), above) * (1 - implant)
     cap = 0.25 * ((((x - 38) / 7) ** 2 + ((y + 18) / 15) ** 2) < 1) if view == "LL" else 0
     return np.asarray(np.clip(femur + tibia + cap - lost, 0, None) * (1 - implant) + 1.0 * implant, np.float32)
 
