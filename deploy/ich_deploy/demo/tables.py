@@ -1,10 +1,6 @@
 """Generates the demo's patients from a known risk, and writes them as the tables of three registries that agree on nothing."""
 
-import csv
-import io
 import math
-import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
@@ -13,16 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from openpyxl import Workbook
 
+from ich_deploy.demo.rows import Row, comma, csv_bytes, otherwise, workbook
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.files import write_atomic
 
 SEED: Final = 42
 STUDY: Final = ("federation.yaml", "hospitals/north.yaml", "hospitals/east.yaml", "hospitals/south.yaml")
 """The configuration files of the demo, as they lie in this package and in the generated folder."""
-
-Row = dict[str, object]
 
 
 # --- who the patients are ---------------------------------------------------------------------------------------------
@@ -167,16 +161,16 @@ def _east(number: int, patient: Patient) -> Row:
         "Aufnahme": patient.admitted,
         "Alter": patient.age,
         "Geschlecht": "w" if patient.female else "m",
-        "GCS_Aufn": _or(patient.gcs, 99),
+        "GCS_Aufn": otherwise(patient.gcs, 99),
         "Vol_cm3": patient.volume,
         "IVB": "J" if patient.ivh else "N",
         "Lokalisation": site,
         "Beginn_bis_CT_h": None if patient.onset_minutes is None else round(patient.onset_minutes / 60, 2),
-        "RR_syst": _or(patient.systolic, 0),
-        "BZ": _or(patient.glucose, "k.A."),
+        "RR_syst": otherwise(patient.systolic, 0),
+        "BZ": otherwise(patient.glucose, "k.A."),
         "Antikoagulation": {None: "k.A.", "none": "N"}.get(patient.anticoagulant, "J"),
         "Liegedauer_d": patient.stay,
-        "mRS_90": _or(patient.mrs, 9),
+        "mRS_90": otherwise(patient.mrs, 9),
     }
 
 
@@ -193,61 +187,23 @@ def _south(number: int, patient: Patient) -> Row:
         "esordio": "non noto" if onset is None else f"{onset:%d.%m.%Y %H:%M}",
         "ora_tc": f"{day:%d.%m.%Y %H:%M}",
         "sesso": "f" if patient.female else "m",
-        "gcs": _or(patient.gcs, "t"),
-        "volume": None if patient.volume is None else _comma(patient.volume),
+        "gcs": otherwise(patient.gcs, "t"),
+        "volume": None if patient.volume is None else comma(patient.volume),
         "ventricoli": "sì" if patient.ivh else "no",
         "sede": site[patient.location],
         "pas": patient.systolic,
-        "glicemia": None if patient.glucose is None else _comma(patient.glucose / 100),
+        "glicemia": None if patient.glucose is None else comma(patient.glucose / 100),
         "vka": "sì" if patient.anticoagulant == "vka" else "no",
         "doac": "sì" if patient.anticoagulant == "doac" else "no",
         "degenza": patient.stay,
-        "rankin_90": _or(patient.mrs, "perso"),
+        "rankin_90": otherwise(patient.mrs, "perso"),
     }
 
 
-def _or(value: object, code: object) -> object:
-    return code if value is None else value
-
-
-def _comma(value: float) -> str:
-    return f"{value:g}".replace(".", ",")
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def _csv(rows: Sequence[Row], separator: str = ",", encoding: str = "utf-8") -> bytes:
-    text = io.StringIO()
-    table = csv.DictWriter(text, list(rows[0]), delimiter=separator, lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue().encode(encoding)
-
-
-def _workbook(rows: Sequence[Row]) -> bytes:
-    """An XLSX file of two sheets. openpyxl writes the time of day into it, here it is always the same one."""
-    book = Workbook()
-    notes = book.active
-    notes.title = "Legende"
-    notes.append(["Hirnblutungsregister Ost: erfundene Patienten", "99, 9, 0, k.A. = keine Angabe"])
-    sheet = book.create_sheet("Register")
-    sheet.append(list(rows[0]))
-    for row in rows:
-        sheet.append(list(row.values()))
-    fresh, fixed = io.BytesIO(), io.BytesIO()
-    book.save(fresh)
-    with zipfile.ZipFile(fresh) as source, zipfile.ZipFile(fixed, "w") as target:
-        for name in source.namelist():
-            content = re.sub(rb"20\d\d-\d\d-\d\dT[\d:]+Z", b"2025-01-01T00:00:00Z", source.read(name))
-            target.writestr(zipfile.ZipInfo(name), content)  # ZipInfo's own date is 1980, and it does not compress
-    return fixed.getvalue()
-
-
 TABLES: Final[Mapping[str, tuple[str, Callable[[int, Patient], Row], Callable[[Sequence[Row]], bytes]]]] = {
-    "north": ("north.csv", _north, _csv),
-    "east": ("east.xlsx", _east, _workbook),
-    "south": ("south.csv", _south, lambda rows: _csv(rows, ";", "latin-1")),
+    "north": ("north.csv", _north, csv_bytes),
+    "east": ("east.xlsx", _east, workbook),
+    "south": ("south.csv", _south, lambda rows: csv_bytes(rows, ";", "latin-1")),
 }
 """Per hospital: the name of its table, a patient's row in it, and the bytes of the rows."""
 
