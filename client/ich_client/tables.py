@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def load_hospitals(
         key = (root / table.file, table.sheet, table.separator, table.encoding, table.decimal, *(table.header or ()))
         if key not in read:
             try:
-                read[key] = sheets.read(root / table.file, document)
+                read[key] = sheets.read(root / table.file, table, partial(document.where, "table"))
             except DataError as error:
                 problems += error.problems
                 read[key] = None
