@@ -71,6 +71,11 @@ class Home:
         return self.folder / "model"
 
     @property
+    def cache(self) -> Path:
+        """What is made of images, and can be made again."""
+        return self.folder / "cache"
+
+    @property
     def audit(self) -> Path:
         """The log of everything that left, and of what was approved."""
         return self.folder / "audit"

@@ -307,7 +307,7 @@ def _make_all(
         whose = {task.prepared: one for one, task in tasks}
         by_key = {task.prepared: task for _, task in tasks}
         twins = [(one, task) for one, task in tasks if whose[task.prepared] is not one]
-        for task, made in workers.each(study_images.make, list(by_key.values()), processes):
+        for task, made in workers.each(study_images.make, list(by_key.values()), min(processes, len(by_key) or 1)):
             result = made or Made(_died())
             for phase, value in result.seconds.items():
                 seconds[phase] = seconds.get(phase, 0.0) + value

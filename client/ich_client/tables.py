@@ -81,7 +81,8 @@ def load_hospitals(
 
     Only what the study needs is read: predictors, outcome, what its text is made of, images. `cache`: where what is made
     of images is kept (a hospital's own cache.folder goes before; by default the user's cache folder); nothing is written
-    elsewhere. `ask`: whose images are read. Raises DataError with every problem of every mapping and table, or, where these are sound, of every folder of images.
+    elsewhere. `ask`: whose images are read. Raises DataError with every problem of every mapping and table, or, where
+    these are sound, of every folder of images.
     """
     read: dict[tuple[object, ...], Sheet | None] = {}
     problems: list[Problem] = []
