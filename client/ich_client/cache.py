@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 MANIFEST: Final = "entry.json"
 """What an entry holds: its files' sizes and CRC-32. Its time of change is when the entry was last used."""
@@ -23,6 +23,7 @@ class Cache:
 
     A key says all that the content depends on, so two who write the same key write the same. An entry appears in one
     step, and one that is damaged counts as absent. What another process removes stays readable for who has it open.
+    A context manager: at its end the folder is let go.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
@@ -33,13 +34,19 @@ class Cache:
         for part in (self._entries, self._work):
             part.mkdir(exist_ok=True)
         self._size: float | None = None
-        # Shared by all who use the folder; whoever finds nobody else removes what a killed one left half-written.
+        # Closed with the cache. Shared by all who use the folder; whoever finds nobody else removes what a killed one left half-written.
         self._lock = (folder / "lock").open("w")
         with suppress(BlockingIOError):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             for left in self._work.iterdir():
                 shutil.rmtree(left, ignore_errors=True)
         fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def get(self, key: str) -> Path | None:
         """The folder of an entry, every byte of it verified, or None."""

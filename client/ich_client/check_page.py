@@ -102,10 +102,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _figures(found: Summary, hospital: Hospital, spec: ImageSpec | None) -> Iterator[str]:
-    store = Cache(Path(found.cache), inf)
     places = {name: place for place, name in enumerate(hospital.patients.ids)}
     for one in found.chosen[:PICTURES]:
-        picture = _acquired(store, one, spec)
+        with Cache(Path(found.cache), inf) as store:
+            picture = _acquired(store, one, spec)
         if picture is None:
             picture = _prepared(hospital, places[one.patient])
         data = base64.b64encode(png(picture)).decode()

@@ -174,10 +174,22 @@ def prepare(
     `finds`: the hospital's folder, searched; None: it has no images. `owner`: from a study to its patient.
     Raises DataError for an unusable table of labels, RunError if the cache is too small, OSError for its disk.
     """
+    with Cache(cache, document.value.cache.limit) as store:
+        return _prepare(document, data, spec, ids, finds, owner, store, ask)
+
+
+def _prepare(
+    document: Document[HospitalConfig],
+    data: Path,
+    spec: ImageSpec,
+    ids: Sequence[str],
+    finds: Finds | None,
+    owner: Callable[[Study], str | None],
+    store: Cache,
+    ask: Ask,
+) -> Prepared:
     seconds: dict[str, float] = {}
     images = document.value.images
-    limit = document.value.cache.limit
-    store = Cache(cache, limit)
     patients = [_Patient(name, []) for name in ids]
     by_name = {one.name: one for one in patients}
     other, unmatched = 0, 0
@@ -233,7 +245,7 @@ def prepare(
         unlabelled=unlabelled,
         seconds={phase: round(value, 3) for phase, value in seconds.items()},
         folder=str(finds.root) if finds else "",
-        cache=str(cache),
+        cache=str(store.folder),
     )
     return Prepared(image, present, slices, targets, summary, tuple(_warnings(document, summary, spec, torn)))
 

@@ -105,8 +105,12 @@ def _hash(*parts: object) -> str:
 
 def make(task: Task) -> Made:
     """Read and prepare one study, as far as the cache does not hold it. Its refusal is a fact like others."""
+    with Cache(task.cache, task.limit) as cache:
+        return _make(task, cache)
+
+
+def _make(task: Task, cache: Cache) -> Made:
     seconds: dict[str, float] = {}
-    cache = Cache(task.cache, task.limit)
     try:
         arrays, facts = _acquired(task, cache, seconds)
         with _timed(seconds, "prepare"):

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from types import ModuleType
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,7 +24,7 @@ def each(function: Callable[[T], R], tasks: Iterable[T], processes: int) -> Iter
     try:
         while True:
             while len(running) < processes + 1 and (task := next(waiting, None)) is not None:
-                running[pool.submit(function, task)] = task
+                running[_submit(pool, function, task)] = task
             if not running:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
@@ -46,7 +48,7 @@ def each(function: Callable[[T], R], tasks: Iterable[T], processes: int) -> Iter
 def _alone(function: Callable[[T], R], task: T) -> R | None:
     with _pool(1) as pool:
         try:
-            return pool.submit(function, task).result()
+            return _submit(pool, function, task).result()
         except BrokenProcessPool:
             return None
 
@@ -54,6 +56,16 @@ def _alone(function: Callable[[T], R], task: T) -> R | None:
 def _pool(processes: int) -> ProcessPoolExecutor:
     # Spawned: a forked copy of a process with threads (torch, gRPC) may hang.
     return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin)
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], task: T) -> Future[R]:
+    """Submit, which may start a process. One imports the program that starts it: seconds, for nothing that it needs."""
+    program = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        return pool.submit(function, task)
+    finally:
+        sys.modules["__main__"] = program
 
 
 def _begin() -> None:
