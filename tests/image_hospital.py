@@ -57,7 +57,9 @@ def head(number: int) -> Any:
     return values
 
 
-def scan_of(number: int, *, z: Sequence[float] = Z, study: int = 1, day: str = "20240301", **tags: Any) -> list[Dataset]:
+def scan_of(
+    number: int, *, z: Sequence[float] = Z, study: int = 1, day: str = "20240301", **tags: Any
+) -> list[Dataset]:
     """One patient's head CT. Its UIDs hold the patient's and the study's number, its slices' end in 1, 2, ... from below."""
     uid = f"1.2.9.{number}.{study}"
     slices = ct(z, rows=64, columns=64, spacing=(3.2, 3.2), series=f"{uid}.7", values=head(number))

@@ -65,9 +65,18 @@ def test_hospitals_of_one_table_share_the_folder(four: Path) -> None:
     ("images", "message"),
     [
         ("{folder: nowhere}", "hospital.yaml:3:18: images.folder: there is no folder"),
-        ("{folder: pacs, link: {study: UIDS}}", "images.link.study: no column 'UIDS' in table.csv\n    did you mean 'UID'"),
-        ("{folder: pacs, link: {accession: SITE}}", "table.csv: lines 4, 5: one value of 'SITE' belongs to two patients"),
-        ("{folder: pacs, link: {key_map: no.csv, image: a, patient: b}}", "images.link.key_map: .*no.csv does not exist"),
+        (
+            "{folder: pacs, link: {study: UIDS}}",
+            "images.link.study: no column 'UIDS' in table.csv\n    did you mean 'UID'",
+        ),
+        (
+            "{folder: pacs, link: {accession: SITE}}",
+            "table.csv: lines 4, 5: one value of 'SITE' belongs to two patients",
+        ),
+        (
+            "{folder: pacs, link: {key_map: no.csv, image: a, patient: b}}",
+            "images.link.key_map: .*no.csv does not exist",
+        ),
         ("{folder: pacs, link: {key_map: table.csv, image: a, patient: ID}}", "images.link.image: no column 'a'"),
         ("{folder: pacs, link: {study: SITE}, format: nifti}", "NIfTI files have no StudyInstanceUID"),
         ("{folder: pacs, labels: {file: x, instance: a}}", "labels stand in one row per slice"),
@@ -75,7 +84,10 @@ def test_hospitals_of_one_table_share_the_folder(four: Path) -> None:
         ("{folder: pacs, link: patients}", "'patients' is not one of the permitted values"),
         ("{folder: table.csv}", "there is no folder"),
         ("{folder: pacs, format: nifti}", "no NIfTI image named in the form of BIDS"),
-        ("{folder: pacs, link: {study: ACC}}", r"no patient of hospital 'north' has a usable image \(no study is theirs\)"),
+        (
+            "{folder: pacs, link: {study: ACC}}",
+            r"no patient of hospital 'north' has a usable image \(no study is theirs\)",
+        ),
     ],
 )
 def test_a_mapping_that_cannot_be_meant_is_refused(images: str, message: str, four: Path) -> None:
@@ -141,7 +153,6 @@ def test_everything_that_is_not_used_is_counted_and_placed(odd: Path) -> None:
     assert "1 studies in" in words
     assert "belong to nobody in the table" in words
 
-
     again = load_one(odd)
     assert (found.kept, again.images.kept) == (0, 2)
     assert "read" not in again.images.seconds
@@ -153,7 +164,9 @@ def test_everything_that_is_not_used_is_counted_and_placed(odd: Path) -> None:
 
 def test_the_hospitals_pattern_names_the_series(tmp_path: Path) -> None:
     folder = make(tmp_path, 2)
-    other = scan_of(0, SeriesInstanceUID="1.2.9.55", SeriesNumber=9, SeriesDescription="bone 5mm", ConvolutionKernel="H70s")
+    other = scan_of(
+        0, SeriesInstanceUID="1.2.9.55", SeriesNumber=9, SeriesDescription="bone 5mm", ConvolutionKernel="H70s"
+    )
     write(folder / "pacs" / "more", other)
     by_score = load_one(folder)
     named = load_one(folder, images="{folder: pacs, series: 'BONE'}")
@@ -197,7 +210,9 @@ def label_tables(folder: Path) -> None:
     long += [f"1.2.9.0.1.7.{z},any,yes" for z in range(1, 21)]
     np.random.default_rng(6).shuffle(long)
     (folder / "wide.csv").write_text("\n".join([*wide, "1.2.9.0.1.7.26,,,"]) + "\n")
-    (folder / "long.csv").write_text("\n".join(["SOP,kind,there", *(line.replace(TYPES[3], "SDH") for line in long)]) + "\n")
+    (folder / "long.csv").write_text(
+        "\n".join(["SOP,kind,there", *(line.replace(TYPES[3], "SDH") for line in long)]) + "\n"
+    )
 
 
 WIDE = f"{{file: wide.csv, instance: SOP, columns: {{{TYPES[0]}: ipa, {TYPES[1]}: ivh, {TYPES[3]}: sdh}}}}"
@@ -304,7 +319,13 @@ def test_views_of_a_radiograph_stay_whole(tmp_path: Path) -> None:
         one = image("1.2.7", number, shades - 1024, np.zeros(3), (1, 0, 0, 0, 1, 0), (0.2, 0.2))
         one.SOPClassUID, one.Modality, one.ImageType = ComputedRadiographyImageStorage, "CR", ["ORIGINAL", "PRIMARY"]
         one.PatientID, one.StudyInstanceUID, one.ViewPosition = "P0", "1.2.7.0", view
-        for tag in ("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "RescaleType"):
+        for tag in (
+            "ImagePositionPatient",
+            "ImageOrientationPatient",
+            "RescaleSlope",
+            "RescaleIntercept",
+            "RescaleType",
+        ):
             del one[tag]
         images.append(one)
     write(folder / "pacs", images)
