@@ -12,6 +12,7 @@ from phantom import as_mr, ct, image, write
 from pydicom.uid import ComputedRadiographyImageStorage
 
 from ich_client.dicom.reasons import HINTS, Reason
+from ich_client.dicom.scan import scan
 from ich_client.images import Ask
 from ich_client.labels import TYPES
 from ich_models.errors import ConfigurationError, DataError
@@ -380,3 +381,27 @@ def test_the_volume_is_as_the_spec_says(four: Path) -> None:
     wide = [(brain_of(n) + 150) / 380 for n in ORDER]
     np.testing.assert_allclose(centre[:, 1], wide, atol=1e-3)
     assert [one.region for one in north.images.chosen] == ["everything"] * 4
+
+
+# --- a real head ------------------------------------------------------------------------------------------------------
+
+
+def test_a_real_tilted_head_becomes_what_the_network_sees(shared_data: Path, tmp_path: Path) -> None:
+    """A CT of GE with gantry tilt and two zones: the brain in the middle of the array, the front in front."""
+    (tmp_path / "pacs").symlink_to(shared_data / "head_ct_ge")
+    header = scan(shared_data / "head_ct_ge").headers[0]
+    (tmp_path / "table.csv").write_text(f"ID,AGE,MRS,UID\nx,60,5,{header.study}\ny,61,0,\n")
+    north = load_one(tmp_path, image="{kind: ct}", images="{folder: pacs, link: {study: UID}}")
+    (one,) = north.images.chosen
+    assert north.patients.present["image"].tolist() == [True, False]
+    assert one.region == "brain"
+    assert one.seen > 0.97
+    brain = north.patients.image[0, 0].astype(float)
+    inside = brain > 0.2
+    millilitres = inside.sum() * 5 * 0.9 * 0.9 / 1000
+    assert 900 < millilitres < 1800
+    middle = np.array(
+        [np.mean(np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis})))[[0, -1]]) for axis in range(3)]
+    )
+    assert np.abs(middle - (np.array(brain.shape) - 1) / 2).max() < 8
+    assert brain[inside].mean() * 80 == pytest.approx(33, abs=8)
