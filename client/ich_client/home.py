@@ -27,6 +27,7 @@ table:
   patient: ID                 # the column that identifies a patient; stays here
   columns:
 {columns}
+# images: {{folder: images, link: patient}}   # DICOM; for a study that looks at images
 limits:
   small_cells: 10             # counts below this do not leave the hospital
 """

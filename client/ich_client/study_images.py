@@ -220,7 +220,10 @@ def _read(task: Task) -> tuple[Arrays, Facts]:
     }
     if isinstance(spec, CtSlices):
         values, order = _as_seen(stack.values, stack.layout.frame)
-        facts["instances"] = [list(stack.instances[index]) for index in order]
+        names = [list(stack.instances[index]) for index in order]
+        # Frames of one file have one UID: a label could not say which of them it means.
+        told_apart = len({own[0] for own in names}) == len(names)
+        facts["instances"] = names if told_apart else [[] for _ in names]
         facts["spacing"] = [stack.layout.step, *stack.spacing]
         return {"values": values}, facts
     volume = stack.volume()

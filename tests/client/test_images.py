@@ -405,3 +405,20 @@ def test_a_real_tilted_head_becomes_what_the_network_sees(shared_data: Path, tmp
     )
     assert np.abs(middle - (np.array(brain.shape) - 1) / 2).max() < 8
     assert brain[inside].mean() * 80 == pytest.approx(33, abs=8)
+
+
+def test_a_real_mr_study_in_nifti_by_its_names(shared_data: Path, tmp_path: Path) -> None:
+    """ISLES 2022: three sequences on three grids, on that of the first; where the map is low, the weighted image is bright."""
+    (tmp_path / "bids").symlink_to(shared_data / "isles22" / "rawdata")
+    (tmp_path / "table.csv").write_text("ID,AGE,MRS\nstrokecase0009,60,5\nother,61,0\n")
+    spec = "{kind: mr, size: [32, 112, 112], spacing: [5, 2, 2], sequences: [DWI, ADC, FLAIR, T1]}"
+    north = load_one(tmp_path, image=spec, images="{folder: bids, format: nifti}")
+    (one,) = north.images.chosen
+    assert (one.study, one.absent) == ("0001", ("T1",))
+    image = north.patients.image[0].astype(float)
+    assert not image[3].any()
+    for channel in image[:3]:
+        inside = channel[channel != 0]
+        assert (inside.mean(), inside.std()) == (pytest.approx(0, abs=0.05), pytest.approx(1, abs=0.05))
+    bright = image[0] > 3
+    assert image[1][bright].mean() < 0
