@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from image_hospital import brain_of, brains, load_one, make
 
 from ich_client import workers
 from ich_client.cache import MANIFEST, Cache
+from ich_client.dicom.reasons import Reason
 
 KEY, OTHER = "ab" + "0" * 62, "cd" + "1" * 62
 
@@ -209,6 +211,36 @@ def test_a_cache_that_is_too_small_still_gives_every_image(three: Path, tmp_path
     assert brains(north) == pytest.approx([brain_of(n) for n in range(3)], abs=0.1)
     assert sum(path.stat().st_size for path in tmp_path.glob("entries/*/*/*")) < 200e3
     assert brains(load_one(three, cache=tmp_path, limit="60kB")) == brains(north)
+
+
+def test_a_process_that_is_killed_takes_one_study_with_it(three: Path, tmp_path: Path) -> None:
+    """Killed at work, and again when what was at work is tried by itself: that study is set aside, the others go on."""
+    killed: list[int] = []
+
+    def kill_two() -> None:
+        while len(killed) < 2:
+            for child in multiprocessing.active_children():
+                if child.pid is not None and child.pid not in killed and len(killed) < 2:
+                    os.kill(child.pid, signal.SIGKILL)
+                    killed.append(child.pid)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=kill_two, daemon=True)
+    thread.start()
+    north = load_one(three, cache=tmp_path)
+    thread.join()
+    assert north.images.counts == {Reason.PIXELS: 1}
+    (aside,) = north.images.aside
+    assert "the process that read it was ended" in aside.detail
+    assert aside.where.startswith("study 1.2.9.")
+    there = north.patients.present["image"]
+    assert there.sum() == 2
+    assert [value for value in brains(north) if value] == pytest.approx(
+        [brain_of(n) for n in range(3) if there[n]], abs=0.1
+    )
+    again = load_one(three, cache=tmp_path)
+    assert again.patients.present["image"].all(), "that is not remembered"
+    assert again.images.kept == 2
 
 
 LOAD = """
