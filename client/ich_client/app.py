@@ -161,7 +161,7 @@ def _site(federation: Path, hospital: Path, data: Path, state: Path, seed: int) 
     document = load_federation(federation)
     if seed not in document.value.training.seeds:
         raise RefusedError(Code.FEDERATION, f"seed {seed}, and the study has {document.value.training.seeds}")
-    found = load_hospitals([load(hospital, HospitalConfig)], data, document)
+    found = load_hospitals([load(hospital, HospitalConfig)], data, document, state / "cache")
     if len(found) != 1:
         raise ConfigurationError(f"{len(found)} hospitals in one file", where=str(hospital), hint="leave out split_by")
     return Site(Plan(document.value, seed), found[0], state)

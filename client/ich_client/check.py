@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from ich_client import egress
 from ich_client.hospital import HospitalConfig, load_mappings
+from ich_client.images import EVERYBODY, Ask, Summary
 from ich_client.splits import split
 from ich_client.tables import Hospital, load_hospitals
 from ich_client.texts import TextSummary
 from ich_models import clinical
-from ich_models.errors import Code, ConfigurationError, Problem
+from ich_models.errors import Code, ConfigurationError, DataError, Problem
 from ich_models.federation import Evaluation, Federation, load_federation
 from ich_models.folds import folds_of
 from ich_models.metrics import METRICS
@@ -97,12 +98,18 @@ class Found:
     small_cells: SmallCells
     text: TextSummary | None
     warnings: tuple[Problem, ...]
+    images: Summary | None
 
 
 def read(
-    study: Path, mappings: Sequence[Path], folder: Path | None, data: Path
+    study: Path,
+    mappings: Sequence[Path],
+    folder: Path | None,
+    data: Path,
+    cache: Path | None = None,
+    ask: Ask = EVERYBODY,
 ) -> tuple[Federation, tuple[Hospital, ...]]:
-    """The study and the hospitals of all mappings.
+    """The study and the hospitals of all mappings; `cache` and `ask` as in `load_hospitals`.
 
     Raises ConfigurationError with every problem of every configuration file, or, where these are sound, DataError with
     every problem of every table.
@@ -132,7 +139,11 @@ def read(
         )
     if problems or federation is None:
         raise ConfigurationError(problems)
-    return federation.value, load_hospitals(documents, data, federation)
+    found = load_hospitals(documents, data, federation, cache, ask)
+    if ask.patient is not None and not any(ask.patient in hospital.patients.ids for hospital in found):
+        hint = "it must be written as in the column table.patient, and have a known outcome"
+        raise DataError(f"no patient '{ask.patient}' takes part", where="--patient", hint=hint)
+    return federation.value, found
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
@@ -227,6 +238,7 @@ def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Foun
             small_cells=SmallCells(federation.evaluation.small_cells, hospital.limits.small_cells),
             text=hospital.text,
             warnings=(*hospital.warnings, *_too_small(federation, hospital)),
+            images=hospital.images,
         )
         for hospital in hospitals
     )
@@ -301,7 +313,17 @@ def as_json(study: Asked, hospitals: Sequence[Found]) -> dict[str, Any]:
                 **asdict(one),
                 "prevalence": one.events / one.patients,
                 "small_cells": {**asdict(one.small_cells), "k": one.small_cells.k},
+                "images": None if one.images is None else _images(one.images),
             }
             for one in hospitals
         ],
+    }
+
+
+def _images(found: Summary) -> dict[str, Any]:
+    """With what to do about each study that was set aside, and the counts by reason."""
+    return {
+        **asdict(found),
+        "aside": [{**asdict(one), "hint": one.hint} for one in found.aside],
+        "counts": {str(reason): count for reason, count in found.counts.items()},
     }

@@ -11,16 +11,21 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from ich_client import check as checks
 from ich_client import commands_join, commands_records
 from ich_client import home as homes
 from ich_client.check import Asked, FoldHere, Found, Predictor
+from ich_client.check_images import images_tables
+from ich_client.check_page import page
 from ich_client.hospital import HospitalConfig
+from ich_client.images import Ask
+from ich_client.progress import watched
+from ich_client.terminal import add, pairs, table_of
 from ich_client.texts import TextSummary
 from ich_models import console
 from ich_models.errors import ConfigurationError
+from ich_models.files import write_atomic
 
 app = console.application(
     "A hospital's side of a federated study. Only `join` speaks with anybody, and only the federation's server.\n\n"
@@ -53,23 +58,37 @@ def check(
         bool, typer.Option("--json", help="everything as JSON on the standard output, for local eyes only")
     ] = False,
     folder: Annotated[Path, typer.Option("--home", metavar="DIR", help="the hospital's folder")] = Path(),
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="read the images of the first N patients alone")
+    ] = None,
+    patient: Annotated[
+        str | None, typer.Option(metavar="ID", help="read the images of this patient alone, and say all about them")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="also write a page with pictures, for local eyes only")
+    ] = None,
 ) -> None:
-    """Check a study's FEDERATION.yaml, one or more HOSPITAL.yaml and their tables, before any contact.
+    """Check a study's FEDERATION.yaml, one or more HOSPITAL.yaml, their tables and images, before any contact.
 
     Without arguments: the study and the hospital.yaml of the hospital's folder (ich-client init made it).
 
     Prints every problem at once, or else each hospital's patients as the study sees them and what will be sent. The
     counts are shown in full: they are for the hospital itself.
     """
+    cache = None
     if federation is None:
         opened = homes.open_home(folder)
         homes.load_mapping(opened)
         federation, mappings, data = opened.federation.path, [opened.hospital], data or folder
+        cache = opened.cache
     if data is None:
         raise ConfigurationError("--data is missing", hint="name the folder that the hospitals' paths start from")
-    study, loaded = checks.read(federation, mappings or (), hospitals, data)
+    with watched() as watch:
+        study, loaded = checks.read(federation, mappings or (), hospitals, data, cache, Ask(limit, patient, watch))
     found = checks.examine(study, loaded)
     asked = checks.asked(study)
+    if html is not None:
+        write_atomic(html, page(asked, found, study.modalities.image, loaded).encode())
     if as_json:
         sys.stdout.write(json.dumps(checks.as_json(asked, found), indent=2, allow_nan=False) + "\n")
         return
@@ -94,37 +113,17 @@ def _show(asked: Asked, found: Sequence[Found]) -> None:
     if len(found) > MOST_IN_FULL:
         tables.append(_overview(found))
     else:
-        tables += [table for one in found for table in (_facts(one), _predictors(one), _folds(one))]
+        for one in found:
+            tables += [_facts(one), _predictors(one), _folds(one)]
+            if one.images is not None:
+                tables += images_tables(one.images)
     for table in tables:
         screen.print()
         screen.print(table)
 
 
-def _table(title: str, *columns: str, numbers: int = 0) -> Table:
-    """No box, so that lines can be copied; the last `numbers` columns are set right."""
-    table = Table(
-        title=Text(title) if title else None, title_justify="left", title_style="bold", box=None, pad_edge=False
-    )
-    for index, column in enumerate(columns):
-        right = index >= len(columns) - numbers
-        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
-    return table
-
-
-def _add(table: Table, *cells: object) -> None:
-    table.add_row(*(Text(str(cell)) for cell in cells))
-
-
-def _pairs(title: str, **lines: object) -> Table:
-    table = _table(title, "", "")
-    table.show_header = False
-    for name, value in lines.items():
-        _add(table, name.replace("_", " "), value)
-    return table
-
-
 def _study(asked: Asked) -> Table:
-    return _pairs(
+    return pairs(
         asked.description or asked.federation,
         study=asked.federation,
         hash=asked.hash,
@@ -138,17 +137,17 @@ def _study(asked: Asked) -> Table:
 
 
 def _sent(asked: Asked) -> Table:
-    table = _table(
+    table = table_of(
         "What the study takes from each hospital" + (", for each seed" if asked.seeds[1:] else ""), "when", "what"
     )
     for each in asked.sent:
-        _add(table, each.when, each.what)
+        add(table, each.when, each.what)
     return table
 
 
 def _facts(found: Found) -> Table:
     cells = found.small_cells
-    return _pairs(
+    return pairs(
         f"Hospital {found.name}",
         patients=f"{found.patients:,}",
         events=f"{found.events:,} ({found.events / found.patients:.1%})".replace("%", " %"),
@@ -166,27 +165,27 @@ def _text(text: TextSummary, patients: int) -> str:
 
 
 def _overview(found: Sequence[Found]) -> Table:
-    table = _table(
+    table = table_of(
         f"{len(found)} hospitals (--json has each in full)",
         *("hospital", "patients", "events", "left out", "k", "warnings"),
         numbers=5,
     )
     for one in found:
         counts = (one.patients, one.events, sum(one.excluded.values()), one.small_cells.k, len(one.warnings))
-        _add(table, one.name, *(f"{count:,}" for count in counts))
+        add(table, one.name, *(f"{count:,}" for count in counts))
     totals = (
         sum(one.patients for one in found),
         sum(one.events for one in found),
         sum(sum(one.excluded.values()) for one in found),
     )
-    _add(table, "all", *(f"{count:,}" for count in totals), "", f"{sum(len(one.warnings) for one in found):,}")
+    add(table, "all", *(f"{count:,}" for count in totals), "", f"{sum(len(one.warnings) for one in found):,}")
     return table
 
 
 def _predictors(found: Found) -> Table:
-    table = _table("", "predictor", "known at", "missing", "smallest to largest, or patients per level")
+    table = table_of("", "predictor", "known at", "missing", "smallest to largest, or patients per level")
     for one in found.predictors:
-        _add(table, one.name, one.known_at, "?" if one.missing is None else f"{one.missing:,}", _values(one))
+        add(table, one.name, one.known_at, "?" if one.missing is None else f"{one.missing:,}", _values(one))
     return table
 
 
@@ -197,9 +196,9 @@ def _values(one: Predictor) -> str:
 
 
 def _folds(found: Found) -> Table:
-    table = _table("", "model", "this hospital", "train", "validate", "test", numbers=3)
+    table = table_of("", "model", "this hospital", "train", "validate", "test", numbers=3)
     for one in found.folds:
-        _add(table, one.fold, _role(one), f"{one.train:,}", f"{one.validation:,}", f"{one.test:,}")
+        add(table, one.fold, _role(one), f"{one.train:,}", f"{one.validation:,}", f"{one.test:,}")
     return table
 
 

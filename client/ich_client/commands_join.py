@@ -18,6 +18,8 @@ from ich_client import policy
 from ich_client.app import SiteOf, build_app
 from ich_client.flower import Done, Server, stay_joined
 from ich_client.home import Home
+from ich_client.images import Ask
+from ich_client.progress import watched
 from ich_client.site import Site
 from ich_client.tables import Hospital, load_hospitals
 from ich_client.tasks import RefusedError
@@ -93,7 +95,8 @@ def join(
 
 def load_hospital(opened: Home, data: Path) -> Hospital:
     """This hospital's patients. Raises ConfigurationError or DataError."""
-    found = load_hospitals([homes.load_mapping(opened)], data, opened.federation)
+    with watched() as watch:
+        found = load_hospitals([homes.load_mapping(opened)], data, opened.federation, opened.cache, Ask(watch=watch))
     if len(found) != 1:
         raise ConfigurationError(f"{len(found)} hospitals in one file", hint="leave out table.split_by")
     console.warn(found[0].warnings)

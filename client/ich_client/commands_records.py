@@ -156,9 +156,9 @@ def _table(lines: Sequence[Entry]) -> Table:
 
 
 def purge(folder: HomeOption = HERE, yes: YesOption = False) -> None:
-    """Remove what the client keeps of a study: state between rounds and models. Key, audit log and mapping stay."""
+    """Remove what the client keeps of a study: state between rounds, models, prepared images. Key, audit log and mapping stay."""
     opened = homes.open_home(folder)
-    there = [path for path in (opened.state, opened.models) if path.exists()]
+    there = [path for path in (opened.state, opened.models, opened.cache) if path.exists()]
     if not there:
         _say("nothing", "there is nothing to remove")
         return

@@ -27,6 +27,7 @@ table:
   patient: ID                 # the column that identifies a patient; stays here
   columns:
 {columns}
+# images: {{folder: images, link: patient}}   # DICOM; for a study that looks at images
 limits:
   small_cells: 10             # counts below this do not leave the hospital
 """
@@ -69,6 +70,11 @@ class Home:
     def models(self) -> Path:
         """Models that were handed over."""
         return self.folder / "model"
+
+    @property
+    def cache(self) -> Path:
+        """What is made of images, and can be made again."""
+        return self.folder / "cache"
 
     @property
     def audit(self) -> Path:

@@ -1,4 +1,4 @@
-"""`hospital.yaml`: where a hospital's table and reports are, how its columns map to the study's, and its limits."""
+"""`hospital.yaml`: where a hospital's table, reports and images are, how columns map to the study's, and its limits."""
 
 import re
 from collections.abc import Iterator
@@ -7,23 +7,22 @@ from pathlib import Path, PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
     PositiveInt,
-    StringConstraints,
     Tag,
     model_validator,
 )
 
 from ich_client.cells import as_text, meaning
+from ich_client.image_mapping import Images
+from ich_client.sheet_file import Encoding, SheetFile, Title
 from ich_models.errors import ConfigurationError, Problem
+from ich_models.federation import Bytes
 from ich_models.networks.options import PINNED
 from ich_models.strict import Name, Strict
 from ich_models.yaml_config import Document, load
-
-Title = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
 
 def _text(value: object) -> object:
@@ -36,18 +35,6 @@ Text = Annotated[str, BeforeValidator(_text)]
 
 Texts = Annotated[list[Text], BeforeValidator(lambda value: value if isinstance(value, list) else [value])]
 """One value or a list of values."""
-
-
-def _encoding(value: str) -> str:
-    try:
-        "a".encode(value)
-    except (LookupError, UnicodeError):
-        raise ValueError(f"no encoding '{value}' | utf-8, latin-1, cp1252, ...") from None
-    return value
-
-
-Encoding = Annotated[str, AfterValidator(_encoding)]
-"""Of a text file, by a name that Python knows."""
 
 
 class Column(Strict):
@@ -183,18 +170,9 @@ ColumnMapping = Annotated[
 ]
 
 
-class TableFile(Strict):
+class TableFile(SheetFile):
     """A table of patients, one row each, and what its columns mean."""
 
-    file: Title
-    """CSV, XLSX or Parquet (by its ending; others are read as CSV), relative to the data folder."""
-    sheet: Title | None = None
-    """Sheet of a workbook; the first if it is left out."""
-    header: Annotated[list[Title], Field(min_length=1)] | None = None
-    """Names of the columns, for a file without a header line."""
-    separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
-    encoding: Encoding = "utf-8"
-    decimal: Literal[".", ","] = "."
     patient: Title | None = None
     """Column that identifies the patient; the number of the row if it is left out."""
     split_by: Title | None = None
@@ -206,19 +184,12 @@ class TableFile(Strict):
     columns: dict[Title, ColumnMapping]
     """The study's variable -> where the table holds it."""
 
-    @property
-    def is_typed(self) -> bool:
-        """Whether the file has typed cells in numbered rows; a CSV file has text in lines."""
-        return Path(self.file).suffix.lower() in (".xlsx", ".xlsm", ".parquet", ".pq")
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.min_patients is not None and self.split_by is None:
             raise ValueError(
                 "min_patients chooses among the hospitals of split_by | add split_by: COLUMN, or leave it out"
             )
-        if self.separator == self.decimal and not self.is_typed:
-            raise ValueError(f"'{self.separator}' separates cells and decimals | set separator or decimal to another")
         return self
 
 
@@ -272,6 +243,15 @@ class Limits(Strict):
     """How often the same is answered: a round after a resume; an evaluation. More would let a server probe."""
 
 
+class CacheSettings(Strict):
+    """Where what is made of images is kept, so that it is made once."""
+
+    folder: Title | None = None
+    """Relative to the data folder; by default beside the hospital's other records, or in the user's cache folder."""
+    limit: Bytes = 50e9
+    """Beyond this what was not used for longest is removed."""
+
+
 class HospitalConfig(Strict):
     """`hospital.yaml`, validated. The server never sees it."""
 
@@ -283,7 +263,9 @@ class HospitalConfig(Strict):
     weights: dict[Annotated[str, Field(pattern=PINNED)], Title] = {}
     """Files that a study asks every hospital to have (vocabularies, published weights): name -> path, relative to the
     data folder."""
+    images: Images | None = None
     limits: Limits = Limits()
+    cache: CacheSettings = CacheSettings()
 
 
 def load_mappings(folder: Path) -> list[Document[HospitalConfig]]:

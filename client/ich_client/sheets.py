@@ -4,16 +4,16 @@ import csv
 import io
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 
 from ich_client.cells import as_text
-from ich_client.hospital import HospitalConfig, TableFile
+from ich_client.sheet_file import SheetFile
 from ich_models.errors import DataError
-from ich_models.yaml_config import Document, suggest
+from ich_models.yaml_config import suggest
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,13 @@ def likely(name: str, known: Sequence[str], title: str) -> str:
     return suggest(name, nearest, f"the nearest of {len(known)} {title}")
 
 
-def read(path: Path, document: Document[HospitalConfig]) -> Sheet:
+Where = Callable[[str], str]
+"""The place of one of a file's keys in hospital.yaml."""
+
+
+def read(path: Path, table: SheetFile, where_is: Where) -> Sheet:
     """Read a file as a hospital's mapping describes it. Raises DataError with what is wrong with it."""
-    where, table = document.where("table", "file"), document.value.table
+    where = where_is("file")
     if not path.is_file():
         names = [other.name for other in sorted(path.parent.glob("*")) if other.is_file()]
         kind = "is a folder" if path.is_dir() else "does not exist"
@@ -65,7 +69,7 @@ def read(path: Path, document: Document[HospitalConfig]) -> Sheet:
     try:
         match path.suffix.lower():
             case ".xlsx" | ".xlsm":
-                lines, rows = _workbook(path, document)
+                lines, rows = _workbook(path, table, where_is)
             case ".parquet" | ".pq":
                 lines, rows = _parquet(path, table)
             case ".xls" | ".ods" | ".sav" | ".dta":
@@ -76,14 +80,12 @@ def read(path: Path, document: Document[HospitalConfig]) -> Sheet:
     except OSError as error:
         message = f"{path} cannot be read: {error.strerror or error}"
         raise DataError(message, where=where, hint="make it readable for the user who runs this") from None
-    return _sheet(path, lines, rows, document)
+    return _sheet(path, lines, rows, table, where_is)
 
 
-def _sheet(
-    path: Path, lines: Sequence[int], rows: Sequence[Sequence[str]], document: Document[HospitalConfig]
-) -> Sheet:
+def _sheet(path: Path, lines: Sequence[int], rows: Sequence[Sequence[str]], table: SheetFile, where_is: Where) -> Sheet:
     """Set empty lines aside, name the columns, and refuse what is no table of patients."""
-    where, table, name = document.where("table", "file"), document.value.table, path.name
+    where, name = where_is("file"), path.name
     filled = [(line, row) for line, row in zip(lines, rows, strict=True) if any(cell.strip() for cell in row)]
     if not filled:
         raise DataError(f"{name} is empty", where=where, hint="export it again")
@@ -103,7 +105,7 @@ def _sheet(
     ragged = [index for index, row in enumerate(sheet.rows) if len(row) != len(header)]
     if len(ragged) == len(filled) and table.header is not None:
         message = f"{len(header)} names for the {len(filled[0][1])} columns of {name}"
-        raise DataError(message, where=document.where("table", "header"), hint="name every column, in order")
+        raise DataError(message, where=where_is("header"), hint="name every column, in order")
     if ragged:
         message = f"{len(sheet.rows[ragged[0]])} cells where the header has {len(header)}"
         hint = "a cell that holds the separator needs quotation marks; check table.separator too"
@@ -115,7 +117,7 @@ _Rows = tuple[Sequence[int], Sequence[Sequence[str]]]
 """Line numbers and cells."""
 
 
-def _csv(path: Path, table: TableFile, where: str) -> _Rows:
+def _csv(path: Path, table: SheetFile, where: str) -> _Rows:
     """Python's own reader: it keeps line numbers, and neither renames columns nor fills short rows."""
     name, data = path.name, path.read_bytes()
     if data.startswith((b"PK\x03\x04", b"PAR1", b"\xd0\xcf\x11\xe0")):
@@ -145,10 +147,9 @@ def _csv(path: Path, table: TableFile, where: str) -> _Rows:
     return lines, rows
 
 
-def _workbook(path: Path, document: Document[HospitalConfig]) -> _Rows:
+def _workbook(path: Path, table: SheetFile, where_is: Where) -> _Rows:
     import openpyxl
 
-    table = document.value.table
     try:
         with path.open("rb") as file:
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
@@ -156,7 +157,7 @@ def _workbook(path: Path, document: Document[HospitalConfig]) -> _Rows:
             if table.sheet is not None and table.sheet not in found:
                 hint = likely(table.sheet, book.sheetnames, "sheets")
                 message = f"no sheet '{table.sheet}' in {path.name}"
-                raise DataError(message, where=document.where("table", "sheet"), hint=hint)
+                raise DataError(message, where=where_is("sheet"), hint=hint)
             page = book[found[table.sheet]] if table.sheet else book.worksheets[0]
             page.reset_dimensions()  # some programs write wrong ones
             rows = [[_typed(cell, table) for cell in row] for row in page.iter_rows(values_only=True)]
@@ -165,7 +166,7 @@ def _workbook(path: Path, document: Document[HospitalConfig]) -> _Rows:
     except (DataError, OSError):
         raise
     except Exception as error:  # openpyxl raises whatever its parser meets in a damaged file
-        message, where = f"{path.name} is not an XLSX workbook: {error}", document.where("table", "file")
+        message, where = f"{path.name} is not an XLSX workbook: {error}", where_is("file")
         raise DataError(message, where=where, hint="save it again as .xlsx, or as CSV") from None
     width = max(map(len, rows), default=0)
     return range(1, len(rows) + 1), [[*row, *[""] * (width - len(row))] for row in rows]
@@ -191,7 +192,7 @@ def _show_formulas(path: Path, title: str, rows: list[list[str]]) -> None:
                     row[index] = formula
 
 
-def _parquet(path: Path, table: TableFile) -> _Rows:
+def _parquet(path: Path, table: SheetFile) -> _Rows:
     import pyarrow
     from pyarrow import parquet
 
@@ -205,7 +206,7 @@ def _parquet(path: Path, table: TableFile) -> _Rows:
     return range(1 - len(header), content.num_rows + 1), [*header, *zip(*cells, strict=True)]
 
 
-def _typed(cell: object, table: TableFile) -> str:
+def _typed(cell: object, table: SheetFile) -> str:
     """A typed number in the table's decimal notation, so that numbers and written numbers read alike."""
     text = as_text(cell)
     return text.replace(".", table.decimal) if isinstance(cell, float | Decimal) else text

@@ -1,17 +1,21 @@
-"""Hospitals' tables to patients: every mapping and file is checked in full, and all that is wrong is said at once."""
+"""Hospitals' tables and images to patients: mappings and files are checked in full, and all that is wrong is said at once."""
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ich_client import sheets, texts, values
+from ich_client import images, sheets, texts, values
+from ich_client.dicom.reasons import Reason
 from ich_client.hospital import HospitalConfig, Limits
+from ich_client.image_finds import Finds, Study, find, owners
+from ich_client.images import EVERYBODY, Ask, Summary, user_cache
 from ich_client.sheets import Sheet, likely
 from ich_client.splits import too_few
 from ich_client.texts import TextSummary
@@ -20,6 +24,7 @@ from ich_models.batch import Patients
 from ich_models.clinical import Value
 from ich_models.errors import DataError, Exclusion, Problem
 from ich_models.federation import Federation
+from ich_models.image_spec import ImageSpec
 from ich_models.metrics import delong
 from ich_models.strict import NAME
 from ich_models.variables import Variable
@@ -34,7 +39,10 @@ LEAK_NEEDS = 10
 
 @dataclass(frozen=True)
 class Hospital:
-    """One hospital's patients, ready for training. `excluded`: reason -> number of rows left out."""
+    """One hospital's patients, ready for training. `excluded`: reason -> number of rows left out.
+
+    `images`: what became of its images, if the study looks at any.
+    """
 
     name: str
     patients: Patients
@@ -42,6 +50,7 @@ class Hospital:
     excluded: Mapping[Exclusion, int]
     warnings: tuple[Problem, ...]
     text: TextSummary | None = None
+    images: Summary | None = None
 
 
 @dataclass(frozen=True)
@@ -52,17 +61,33 @@ class _Part:
     rows: list[int]
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where a hospital came from: its mapping, the table, and all hospitals in it."""
+
+    document: Document[HospitalConfig]
+    sheet: Sheet
+    parts: Sequence[_Part]
+
+
 def load_hospitals(
-    mappings: Sequence[Document[HospitalConfig]], root: Path, federation: Document[Federation]
+    mappings: Sequence[Document[HospitalConfig]],
+    root: Path,
+    federation: Document[Federation],
+    cache: Path | None = None,
+    ask: Ask = EVERYBODY,
 ) -> tuple[Hospital, ...]:
     """The hospitals of all mappings, by name; files are looked for in the folder `root`.
 
-    Only what the study needs is read: predictors, outcome, and what its text is made of. Raises DataError with every
-    problem of every mapping and file.
+    Only what the study needs is read: predictors, outcome, what its text is made of, images. `cache`: where what is made
+    of images is kept (a hospital's own cache.folder goes before; by default the user's cache folder); nothing is written
+    elsewhere. `ask`: whose images are read. Raises DataError with every problem of every mapping and table, or, where
+    these are sound, of every folder of images.
     """
     read: dict[tuple[object, ...], Sheet | None] = {}
     problems: list[Problem] = []
     hospitals: list[Hospital] = []
+    sources: dict[str, _Source] = {}
     places: dict[str, str] = {}
     whole: dict[tuple[object, ...], str] = {}
     for document in mappings:
@@ -70,7 +95,7 @@ def load_hospitals(
         key = (root / table.file, table.sheet, table.separator, table.encoding, table.decimal, *(table.header or ()))
         if key not in read:
             try:
-                read[key] = sheets.read(root / table.file, document)
+                read[key] = sheets.read(root / table.file, table, partial(document.where, "table"))
             except DataError as error:
                 problems += error.problems
                 read[key] = None
@@ -99,12 +124,76 @@ def load_hospitals(
         loaded, found = _hospitals(parts, sheet, document, federation.value, source)
         hospitals += loaded
         problems += found
+        sources |= {hospital.name: _Source(document, sheet, parts) for hospital in loaded}
     if not mappings:
         problems.append(Problem("there are no hospitals", hint="give at least one hospital.yaml"))
     problems += _shared_patients(hospitals)
     if problems:
         raise DataError(dict.fromkeys(problems))
+    if (spec := federation.value.modalities.image) is not None:
+        hospitals = _with_images(hospitals, sources, root, spec, cache or user_cache(), ask)
     return tuple(sorted(hospitals, key=lambda hospital: hospital.name))
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def _with_images(
+    hospitals: Sequence[Hospital], sources: Mapping[str, _Source], root: Path, spec: ImageSpec, cache: Path, ask: Ask
+) -> list[Hospital]:
+    """The same hospitals, their patients with images; each folder is searched once, however many hospitals it holds."""
+    problems: list[Problem] = []
+    whole: list[Hospital] = []
+    searched: dict[Path, tuple[Finds | None, Callable[[Study], str | None]]] = {}
+    for hospital in hospitals:
+        source = sources[hospital.name]
+        config = source.document.value
+        own_cache = cache if config.cache.folder is None else root / config.cache.folder
+        try:
+            finds, owner = searched.get(source.document.path) or _search(source, root, ask)
+            searched[source.document.path] = finds, owner
+            ids = hospital.patients.ids
+            made = images.prepare(source.document, root, spec, ids, finds, owner, own_cache, ask)
+        except DataError as error:
+            problems += error.problems
+            continue
+        patients = replace(
+            hospital.patients,
+            image=made.image,
+            slices=made.slices,
+            targets=made.targets,
+            present={**hospital.patients.present, "image": made.present},
+        )
+        warnings = (*hospital.warnings, *made.warnings)
+        whole.append(replace(hospital, patients=patients, warnings=warnings, images=made.summary))
+    problems += _without_any(whole, sources) if ask.all else []
+    if problems:
+        raise DataError(dict.fromkeys(problems))
+    return whole
+
+
+def _without_any(hospitals: Sequence[Hospital], sources: Mapping[str, _Source]) -> Iterator[Problem]:
+    """Folders of images of which nobody in the table has one: the mapping is wrong."""
+    for document in {id(one.document): one.document for one in sources.values()}.values():
+        found = [one.images for one in hospitals if one.images and sources[one.name].document is document]
+        if document.value.images is not None and found and not any(one.chosen for one in found):
+            counts = sum((Counter(one.counts) for one in found), Counter[Reason]())
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.items()) or "no study is theirs"
+            message = f"no patient of hospital '{document.value.hospital}' has a usable image ({reasons})"
+            hint = "check images.folder and images.link; ich-client check --patient ID says what became of one"
+            yield Problem(message, document.where("images"), hint)
+
+
+def _search(source: _Source, root: Path, ask: Ask) -> tuple[Finds | None, Callable[[Study], str | None]]:
+    """What a document's folder of images holds, and whose each study is."""
+    config = source.document.value.images
+    if config is None:
+        return None, lambda study: None
+    ids: dict[int, str] = {}
+    for part in source.parts:
+        ids |= _identifiers(part, source.sheet, source.document)[0]
+    owner = owners(source.document, source.sheet, ids, root)
+    return find(root / config.folder, config, source.document.where("images", "folder"), ask.watch), owner
 
 
 def _shared_patients(hospitals: Sequence[Hospital]) -> list[Problem]:

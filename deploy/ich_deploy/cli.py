@@ -58,6 +58,14 @@ def simulation(
     screen.print(
         f"study      {study.name}: {len(loaded)} hospitals, {patients:,} patients, {study.network.name}", markup=False
     )
+    if images := [hospital.images for hospital in loaded if hospital.images]:
+        found_images, asked = (
+            sum(map(count, images)) for count in (lambda one: len(one.chosen), lambda one: one.asked)
+        )
+        caches = ", ".join(dict.fromkeys(one.cache for one in images))
+        screen.print(
+            f"images     {found_images:,} of {asked:,} patients, kept in {caches}", markup=False, soft_wrap=True
+        )
     bar, watch = _progress(len(seeds) * study.training.rounds)
     with bar:
         found = simulate(origin, out, seeds, Options(engine, serialise, resume), watch)

@@ -157,4 +157,8 @@ def _digest(site: Site) -> str:
     content = hashlib.sha256("\n".join(patients.ids).encode())
     content.update(patients.table.tobytes())
     content.update(patients.labels.tobytes())
+    if site.hospital.images is not None:
+        content.update("\n".join(f"{one.patient} {one.key}" for one in site.hospital.images.chosen).encode())
+    if patients.targets is not None:
+        content.update(patients.targets.tobytes())
     return content.hexdigest()

@@ -45,17 +45,34 @@ class Brain:
     millilitres: float
 
 
+def head(volume: Volume) -> Brain:
+    """The whole head of a CT, bone included; without the head rest."""
+    coarse = _coarse(volume)
+    mask = _head(coarse)
+    return Brain(_back(mask, coarse, volume), "head", "", float(mask.sum()) * coarse.millilitres)
+
+
 def brain(volume: Volume) -> Brain:
     """The brain of a head CT in HU (with all that is within the skull), or the whole head where the result is implausible."""
     if volume.unit != "HU":
         raise ValueError("the brain is found by Hounsfield units; of MR the hospital gives a mask")
-    depth, high, wide = volume.spacing
-    coarse = resample(volume, (max(float(depth), 2.5), max(float(high), 1.0), max(float(wide), 1.0)))
+    coarse = _coarse(volume)
     found = _within_skull(coarse)
     problem = _implausible(found, coarse)
     mask = found if not problem else _head(coarse)
-    whole = onto(Volume(mask.astype(np.int16), coarse.affine, "intensity"), volume, nearest=True).values > 0
+    whole = _back(mask, coarse, volume)
     return Brain(whole, "head" if problem else "brain", problem, float(found.sum()) * coarse.millilitres)
+
+
+def _coarse(volume: Volume) -> Volume:
+    """On a grid that is fine enough to find a brain on."""
+    depth, high, wide = volume.spacing
+    return resample(volume, (max(float(depth), 2.5), max(float(high), 1.0), max(float(wide), 1.0)))
+
+
+def _back(mask: Mask, coarse: Volume, volume: Volume) -> Mask:
+    """A mask on the coarse grid, on the volume's own."""
+    return np.asarray(onto(Volume(mask.astype(np.int16), coarse.affine, "intensity"), volume, nearest=True).values > 0)
 
 
 def _within_skull(coarse: Volume) -> Mask:

@@ -67,6 +67,9 @@ class CtSlices(Strict):
         return self
 
 
+HaemorrhageType = Literal["intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural"]
+"""What may be seen on a slice, in this order everywhere."""
+
 Sequence = Literal["DWI", "B0", "ADC", "FLAIR", "SWI", "T2", "T1"]
 
 

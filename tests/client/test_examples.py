@@ -1,5 +1,6 @@
 """The shipped examples on the real data: hospitals, patients, columns and outcomes, counted another way."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_every_column_of_ist_is_defined_mapped_and_readable(repository: Path, sh
 
     variables = load(repository / "examples/ist/dictionary/ist.yaml", Dictionary).value.variables
     document = load(repository / "examples/ist/hospitals/ist.yaml", HospitalConfig)
-    sheet = sheets.read(shared_data / "ist/IST.csv", document)
+    sheet = sheets.read(shared_data / "ist/IST.csv", document.value.table, partial(document.where, "table"))
     assert len(sheet.header) == 112
     assert set(variables) == set(document.value.table.columns) == {*sheet.header, "FINAL_DIAGNOSIS"}
     assert all(variable.known_at for variable in variables.values())

@@ -9,7 +9,7 @@ from ich_client.dicom import geometry
 from ich_client.dicom.geometry import Layout
 from ich_client.dicom.header import RADIOGRAPHS
 from ich_client.dicom.reasons import Reason, Refusal
-from ich_client.dicom.series import Refused, Series, check_kind
+from ich_client.dicom.series import NoneUsable, Refused, Series, check_kind
 from ich_client.dicom.stack import Missing, Stack, read
 
 COVERAGE: Final = 100.0
@@ -123,7 +123,7 @@ def choose(
         rest = tuple(other.series for other in candidates[index + 1 :])
         return Choice(stack, best.series, _why(best, candidates[index + 1 :]), best.unmet, tuple(aside), rest)
     reasons = ", ".join(sorted({str(one.refusal.reason) for one in aside})) or "no CT"
-    raise Refusal(Reason.NO_SERIES, f"none of {len(stacks)} series can be used ({reasons})")
+    raise NoneUsable(f"none of {len(stacks)} series can be used ({reasons})", aside)
 
 
 def _why(best: Candidate, others: Sequence[Candidate]) -> str:

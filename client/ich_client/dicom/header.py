@@ -36,6 +36,9 @@ _KEYWORDS: Final = [
     "StudyInstanceUID",
     "SeriesInstanceUID",
     "PatientID",
+    "AccessionNumber",
+    "StudyDate",
+    "StudyTime",
     "Modality",
     "ImageType",
     "SeriesNumber",
@@ -108,6 +111,8 @@ class Header:
     study: str
     series: str
     patient: str
+    accession: str
+    when: str  # date and time of the study as they are written, which sorts; empty if not stated
     modality: str
     image_type: tuple[str, ...]
     series_number: int
@@ -302,6 +307,8 @@ def _header(reader: _Reader, path: Path, frame: int | None, frames: int, pixels_
         study=reader.text("StudyInstanceUID"),
         series=reader.text("SeriesInstanceUID"),
         patient=reader.text("PatientID"),
+        accession=_hint(reader, "AccessionNumber"),
+        when=" ".join(filter(None, (_hint(reader, "StudyDate"), _hint(reader, "StudyTime")))),
         modality=reader.text("Modality").upper(),
         image_type=image_type,
         series_number=int(reader.loose("SeriesNumber") or 0),
@@ -332,6 +339,14 @@ def _header(reader: _Reader, path: Path, frame: int | None, frames: int, pixels_
         unit=reader.text("RescaleType").upper(),
         view=reader.text("ViewPosition").upper(),
     )
+
+
+def _hint(reader: _Reader, keyword: str) -> str:
+    """A text, or nothing where it cannot be read: it helps to find an image, and is no part of it."""
+    try:
+        return reader.text(keyword)
+    except Refusal:
+        return ""
 
 
 def _int(number: float | None) -> int | None:

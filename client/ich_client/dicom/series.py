@@ -44,6 +44,17 @@ class Refused:
     images: int
 
 
+class NoneUsable(Refusal):
+    """No series of a study can be used. `aside`: why, series by series."""
+
+    def __init__(self, detail: str, aside: Sequence[Refused]) -> None:
+        self.aside = tuple(aside)
+        super().__init__(Reason.NO_SERIES, detail)
+
+    def __reduce__(self) -> tuple[type["NoneUsable"], tuple[str, Sequence[Refused]]]:  # type: ignore[override]
+        return type(self), (self.detail, self.aside)
+
+
 def group(scan: Scan) -> tuple[list[Series], list[Refused]]:
     """The series of a scan, and the bad ones: a file whose header is damaged fails the series that it belongs to."""
     refused = [Refused(bad.refusal, bad.study, bad.series, bad.patient, 1) for bad in scan.bad]

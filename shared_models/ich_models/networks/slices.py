@@ -1,16 +1,17 @@
 """What the two slice networks share: the haemorrhage types, a patient's slices folded into one batch, and their loss."""
 
 import math
-from typing import Final
+from typing import Final, get_args
 
 import torch
 from torch.nn.functional import affine_grid, binary_cross_entropy_with_logits, grid_sample
 
 from ich_models.batch import Batch, Output
+from ich_models.image_spec import HaemorrhageType
 from ich_models.losses import PerSample, over_elements
 from ich_models.networks.staged import Encoder, among
 
-TYPES: Final = ("intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural")
+TYPES: Final[tuple[str, ...]] = get_args(HaemorrhageType)
 """In this order everywhere; 'any' is derived."""
 
 
