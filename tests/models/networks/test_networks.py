@@ -576,7 +576,7 @@ def test_a_stage_that_the_network_does_not_have_is_refused_by_name(tmp_path: Pat
     path = tmp_path / "federation.yaml"
     path.write_text(SMALL_STUDY.replace("NETWORK", "{name: hohoho}"))
     with pytest.raises(
-        ConfigurationError, match="network 'hohoho' has no stage 'train'.*\n.*pretrain, encoder, sequence"
+        ConfigurationError, match="network 'hohoho' has no stage 'train'"
     ):
         load_federation(path)
 
