@@ -143,7 +143,7 @@ def _kept_arms(path: Path, about: Mapping[str, Any]) -> dict[str, ArmFound]:
         return {
             arm: ArmFound(
                 {name: Answer.model_validate(answer).evaluation() for name, answer in one["hospitals"].items()},
-                Answer.model_validate(one["pooled"]).evaluation(),
+                Answer.model_validate(one["pooled"]).evaluation() if one["pooled"] else None,
             )
             for arm, one in kept["arms"].items()
         }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.serverapp import Grid
 
-from ich_models.folds import ALL
+from ich_models.folds import ALL, threshold_name
 from ich_models.protocol import MODEL, ModelReply, ModelTask, rows_hash, to_record
 from ich_server.rounds import Failure, Quarantine, Request, exchange, read
 from ich_server.study import StudyResult
@@ -19,7 +19,9 @@ def hand_over(
 ) -> tuple[list[str], list[Quarantine]]:
     """Send the model to the hospitals of the study, by name in `nodes`: who has kept it, and who has not and why."""
     rows = {name: np.ascontiguousarray(block) for name, block in result.of([ALL]).items()}
-    task = ModelTask(federation=plan.hash, seed=plan.seed, threshold=result.thresholds[ALL])
+    chosen = {label: result.thresholds[threshold_name(ALL, label)] for label in plan.federation.labels}
+    about = {"threshold": chosen[""]} if "" in chosen else {"threshold": None, "thresholds": chosen}
+    task = ModelTask.model_validate({"federation": plan.hash, "seed": plan.seed, **about})
     record = to_record(task, rows)
     requests = [(Request(name, (ALL,)), record) for name in sorted(nodes) if name in result.hospitals]
     kept: list[str] = []
