@@ -51,7 +51,8 @@ def compare(plan: Plan, sites: Sites, result: StudyResult) -> Iterator[tuple[str
     """
     sites = {name: site for name, site in sites.items() if name in result.hospitals}
     evaluation = plan.federation.evaluation
-    models = {fold: Model(result.of([fold]), limit) for fold, limit in result.thresholds.items()}
+    by_slice = plan.federation.task.kind == "slices"
+    models = {} if by_slice else {fold: Model(result.of([fold]), limit) for fold, limit in result.thresholds.items()}
     for arm in (LOHO, FEDERATED):
         asked = {name: folds[arm] for name in sites if arm in (folds := questions(evaluation, name))}
         if asked:
@@ -63,7 +64,7 @@ def compare(plan: Plan, sites: Sites, result: StudyResult) -> Iterator[tuple[str
             def own(site: Site, fold: str) -> Model:
                 return Model(next(personal(site, [fold], models[fold].rows)), models[fold].threshold)
 
-            if plan.federation.task.kind == "slices":  # figures by type are the hospitals' own
+            if by_slice:  # figures by type are the hospitals' own
                 yield arm, ArmFound(hospitals, None)
                 continue
             yield arm, ArmFound(hospitals, _all_patients(plan, sites, own, asked).measure(plan.seed))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from scipy.stats import norm
@@ -48,6 +48,11 @@ ARMS: Final = {
 }
 
 
+Level = Literal["slices", "patients"]
+LEVELS: Final[tuple[Level, ...]] = get_args(Level)
+"""What a type of haemorrhage is told of."""
+
+
 class Figure(Strict):
     """One metric of one hospital or of all test patients: null where it cannot be estimated."""
 
@@ -55,6 +60,28 @@ class Figure(Strict):
     low: float | None
     high: float | None
     per_seed: list[float | None]
+
+
+class Group(Strict):
+    """Slices, or patients, with a label of one type: `n`, `events` of them with the type (null: withheld), the metrics."""
+
+    n: Annotated[int, Field(ge=0)]
+    events: Annotated[int, Field(ge=0)] | None
+    auroc: Figure
+    auprc: Figure
+    brier: Figure
+    f1: Figure
+    f2: Figure
+    recall: Figure
+    precision: Figure
+    specificity: Figure
+
+
+class TypeFigures(Strict):
+    """One type of haemorrhage, by slice and by patient."""
+
+    slices: Group
+    patients: Group
 
 
 class Figures(Strict):
@@ -82,28 +109,6 @@ class Figures(Strict):
         if not self.types:
             del written["types"]
         return written
-
-
-class Group(Strict):
-    """Slices, or patients, with a label of one type: `n`, `events` of them with the type (null: withheld), the metrics."""
-
-    n: Annotated[int, Field(ge=0)]
-    events: Annotated[int, Field(ge=0)] | None
-    auroc: Figure
-    auprc: Figure
-    brier: Figure
-    f1: Figure
-    f2: Figure
-    recall: Figure
-    precision: Figure
-    specificity: Figure
-
-
-class TypeFigures(Strict):
-    """One type of haemorrhage, by slice and by patient."""
-
-    slices: Group
-    patients: Group
 
 
 class Arm(Strict):
@@ -275,7 +280,7 @@ def _group(found: Sequence[Evaluation]) -> Group:
     return Group(n=found[0].n, events=found[0].events, **metrics)
 
 
-def macro(figures: Figures, level: Literal["slices", "patients"], name: str) -> tuple[float | None, int]:
+def macro(figures: Figures, level: Level, name: str) -> tuple[float | None, int]:
     """The mean of a metric over the types, and over how many: those with an AUROC, so that all metrics mean the same types.
 
     None where there is no such type, or where one of them has no such metric.
@@ -343,8 +348,7 @@ def write_csv(results: Results, folder: Path) -> None:
 
 def _type_rows(measured: Figures) -> Iterator[tuple[object, ...]]:
     """Lines of each type, and of their mean."""
-    levels: tuple[Literal["slices", "patients"], ...] = ("slices", "patients")
-    for level in levels:
+    for level in LEVELS:
         for kind, one in measured.types.items():
             group: Group = getattr(one, level)
             for name in TYPE_METRICS:

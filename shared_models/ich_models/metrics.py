@@ -349,7 +349,7 @@ def _bootstrap(event: _Bools, p: _Floats, called: _Bools, seed: int, resamples: 
     return np.concatenate(precisions), np.concatenate(f1s)
 
 
-def average_precision(event: _Bools, p: _Floats, counts: _Ints) -> _Floats:
+def average_precision(event: _Bools, p: _Floats, counts: _Ints | _Floats) -> _Floats:
     """Average precision of each row of `counts` (rows, patients), patients sorted by falling `p`; nan with one class.
 
     Patients with one score enter together: the sums are read only where a run of equal scores ends.
