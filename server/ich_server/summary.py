@@ -29,7 +29,6 @@ REFERENCES: Final = ("loho", "federated")
 SHOWN_BY_TYPE: Final[tuple[tuple[Level, str], ...]] = (
     ("slices", "auroc"),
     ("patients", "auroc"),
-    ("slices", "f1"),
     ("slices", "f2"),
 )
 """What of a type of haemorrhage is shown where there is little room."""

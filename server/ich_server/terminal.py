@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ich_server.results import Arm, Figure, Figures, Results, macro
+from ich_server.results import Arm, Figure, Results, macro
 from ich_server.summary import (
     MEAN,
     POOLED_METRICS,
@@ -78,28 +78,23 @@ def _plain(text: str) -> str:
 def _types(name: str, arm: Arm) -> Table:
     """One line per hospital and type, or (many hospitals) per type, and the means over the types."""
     hospital = "held out" if name == "loho" else "hospital"
-    table = _table(
-        arm_label(name), hospital, "type", "patients", "slices", "AUROC of slices (95 % CI)", "of patients", "F1", "F2"
-    )
+    table = _table(arm_label(name), hospital, "type", "with it", "AUROC: slices (95 % CI)", "patients", "F2")
     if len(arm.hospitals) <= MOST_BY_TYPE:
         for each, found in hospitals_of(arm).items():
             for index, (kind, one) in enumerate(found.types.items()):
-                counts = (count(one.patients.events), count(one.slices.events))
-                auroc, others = _text("auroc", one.slices.auroc), (one.patients.auroc, one.slices.f1, one.slices.f2)
-                _add(table, each if index == 0 else "", kind, *counts, auroc, *(_three(other) for other in others))
-            _add(table, "", MEAN, "", "", *(number(metric, value) for metric, value in _macros(found)), style="bold")
+                auroc, others = _text("auroc", one.slices.auroc), (one.patients.auroc, one.slices.f2)
+                having = count(one.patients.events)
+                _add(table, each if index == 0 else "", kind, having, auroc, *(_three(other) for other in others))
+            means = (number(metric, macro(found, level, metric)[0]) for level, metric in SHOWN_BY_TYPE)
+            _add(table, "", MEAN, "", *means, style="bold")
     for kind in next(iter(arm.hospitals.values())).types:
         medians = type_medians(arm, kind)
-        _add(table, "median", kind, "", "", *(number(name, value) for (_, name), value in medians.items()))
+        _add(table, "median", kind, "", *(number(name, value) for (_, name), value in medians.items()))
     return table
 
 
 def _three(found: Figure) -> str:
     return number("auroc", found.value)
-
-
-def _macros(found: Figures) -> list[tuple[str, float | None]]:
-    return [(name, macro(found, level, name)[0]) for level, name in SHOWN_BY_TYPE]
 
 
 # --- the headline arm -------------------------------------------------------------------------------------------------

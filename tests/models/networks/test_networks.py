@@ -70,6 +70,7 @@ INPUTS = {
 }
 PARTS = {
     "ichpro": {
+        "standardise": 0,
         "image": 46_155_072,
         "text": 108_310_272,
         "maps": 1_680_488,
