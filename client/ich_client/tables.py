@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -51,6 +51,8 @@ class Hospital:
     warnings: tuple[Problem, ...]
     text: TextSummary | None = None
     images: Summary | None = None
+    instances: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    """SOPInstanceUIDs of each patient's slices, in their order, where the study looks at slices. Local only."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,9 @@ def _with_images(
             present={**hospital.patients.present, "image": made.present},
         )
         warnings = (*hospital.warnings, *made.warnings)
-        whole.append(replace(hospital, patients=patients, warnings=warnings, images=made.summary))
+        whole.append(
+            replace(hospital, patients=patients, warnings=warnings, images=made.summary, instances=made.instances)
+        )
     problems += _without_any(whole, sources) if ask.all else []
     if problems:
         raise DataError(dict.fromkeys(problems))

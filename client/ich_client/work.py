@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ich_client import disagreements
 from ich_client.site import Site
 from ich_client.tasks import RefusedError
 from ich_client.train import Direction, fit
@@ -297,6 +298,8 @@ def evaluate(site: Site, task: EvaluateTask, rows: Rows) -> tuple[EvaluateReply,
         everyone, scores = site.hospital.patients.take(np.concatenate(tested)), np.concatenate(probabilities)
         labels, seed = everyone.labels, site.plan.seed
         if everyone.targets is not None:
+            path = site.models / f"disagreements-{question.arm}.csv"
+            disagreements.write(site.hospital, np.concatenate(tested), scores, path)
             found = evaluate_slices(len(labels), int(labels.sum()), everyone.targets, scores, limits, seed=seed)
         else:
             found = measure(labels, scores, limits[:, 0], seed=seed)
