@@ -189,7 +189,7 @@ def _sent(plan: Plan) -> list[Sent]:
     validation = ", validation loss" if evaluation.validation is not None else ""
     sent = [
         Sent("before round 1", _statistics(plan)),
-        Sent("each round", f"{each_round}, training patients, training loss{validation}"),
+        Sent("each round", f"{each_round}, training patients, training loss{validation}{_seen(plan)}"),
     ]
     if plan.local.size:
         sent.append(
@@ -213,6 +213,12 @@ def _statistics(plan: Plan) -> str:
         f" training"
         f" patients{f', and of these without each of {parts} parts' if parts else ''}"
     )
+
+
+def _seen(plan: Plan) -> str:
+    """Of whom an encoder learns, where somebody lacks its modality."""
+    modalities = sorted({modality for _, modality in plan.segments})
+    return f", training patients with {' and with '.join(modalities)} if some have none" if modalities else ""
 
 
 def _extras(plan: Plan) -> str:
