@@ -1,10 +1,12 @@
 """A hospital at work in one study: its patients split and as tensors, its statistics, and its state between rounds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ich_client.features import with_frozen_features
 from ich_client.splits import Indices, Split, split
 from ich_client.state import State
 from ich_client.tables import Hospital
@@ -26,8 +28,9 @@ class Site:
             hospital.limits.threads
         )  # sums in a fixed order, and no more cores than the hospital gives
         self.plan = plan
-        self.hospital = hospital
-        self.state = State(folder / plan.hash[:16] / f"seed-{plan.seed}" / hospital.name)
+        own = folder / plan.hash[:16] / f"seed-{plan.seed}" / hospital.name
+        self.hospital = replace(hospital, patients=with_frozen_features(plan, hospital.patients, own / "features"))
+        self.state = State(own)
         self.models = (models or folder / "models" / hospital.name) / plan.hash[:16] / f"seed-{plan.seed}"
         self._splits: dict[int, Split] = {}
         self._moments: dict[int, Moments] = {}

@@ -45,6 +45,7 @@ def fit(
     parameters = [parameter for parameter in stack.parameters.values() if parameter.requires_grad]
     optimizer = build_optimizer(recipe.optimizer, parameters)
     stack.network.train()
+    patients = stack.with_features(patients)
     each = torch.ones(stack.copies, dtype=patients.label.dtype)  # the gradient of the losses' sum
     losses: list[torch.Tensor] = []
     sizes: list[int] = []

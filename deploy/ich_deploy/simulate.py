@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from ich_client.app import build_app
 from ich_client.site import Site
+from ich_client.tables import Hospital
 from ich_deploy import source
 from ich_deploy.arms import compare
 from ich_deploy.grid import InProcessGrid, run_on_flower
@@ -56,11 +57,11 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
     Raises ConfigurationError, DataError or RunError. With `options.resume` the finished parts of an earlier run in
     `out` are taken over, and the numbers are those of an uninterrupted run.
     """
-    federation, _ = source.load(origin)
+    federation, hospitals = source.load(origin)
     studies: list[StudyResult] = []
     found: list[dict[str, ArmFound]] = []
     for seed in seeds:
-        plan = Plan(federation.value, seed)
+        plan = Plan(federation.value, seed, _weights(hospitals))
         folder = out / "seeds" / f"seed-{seed}"
         studies.append(_study(origin, plan, out, folder, options, watch))
         found.append(_arms(plan, _sites(origin, seed, out), studies[-1], folder / "arms.json", options, watch))
@@ -101,8 +102,13 @@ def client_app(origin: Source, out: Path) -> ClientApp:
 def _sites(origin: Source, seed: int, out: Path) -> tuple[Site, ...]:
     """Every hospital at work, sorted by name, made once per process; they share one plan, hence one network."""
     federation, hospitals = source.load(origin)
-    plan = Plan(federation.value, seed)
+    plan = Plan(federation.value, seed, _weights(hospitals))
     return tuple(Site(plan, hospital, out / "hospitals") for hospital in hospitals)
+
+
+def _weights(hospitals: Sequence[Hospital]) -> dict[str, Path]:
+    """Published weights, from whichever hospital names them: the study pins what is in them."""
+    return {name: path for hospital in hospitals for name, path in hospital.weights.items()}
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------

@@ -134,7 +134,9 @@ def run(
         screen.print(f"listening  {opened.settings.address}, for {names}", markup=False)
         bar, watch = _progress(len(federation.training.seeds) * federation.training.rounds, link)
         with bar, reporter.at_work():
-            found = deployment.run(federation, link, folder, reporter, resume=resume, watch=watch)
+            found = deployment.run(
+                federation, link, folder, reporter, resume=resume, watch=watch, weights=opened.weights
+            )
     screen.print(summary_table(found))
     screen.print(f"report     {folder / 'report.html'}", markup=False, soft_wrap=True)
 

@@ -4,11 +4,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from ich_models.errors import IchError, RunError
 from ich_models.federation import Federation
@@ -126,6 +127,7 @@ def run(
     *,
     resume: bool,
     watch: Callable[[RoundReport], None],
+    weights: Mapping[str, Path] = MappingProxyType({}),
 ) -> Results:
     """Run the study of every seed with the admitted hospitals, hand the model over, and write the results to `out`.
 
@@ -139,7 +141,7 @@ def run(
         reporter.round_done(report)
 
     for seed in federation.training.seeds:
-        plan = Plan(federation, seed)
+        plan = Plan(federation, seed, weights)
         link.refresh()
         reporter.tell(seed=seed, round=0)
         study = run_study(

@@ -32,6 +32,8 @@ class Settings(Strict):
     """host:port that the server listens on; every interface and the address's port if it is left out."""
     health: int | None = Field(None, ge=1, le=65535)
     """Port on loopback for Flower's gRPC health service, for probes."""
+    weights: dict[str, Path] = {}
+    """Published weights that the study's encoders learn on from: name -> file, relative to this folder."""
 
     @property
     def host(self) -> str:
@@ -52,6 +54,11 @@ class Home:
     folder: Path
     settings: Settings
     federation: Document[Federation]
+
+    @property
+    def weights(self) -> dict[str, Path]:
+        """The settings' weights, where they lie."""
+        return {name: self.folder / path for name, path in self.settings.weights.items()}
 
     @property
     def pki(self) -> Path:
