@@ -306,7 +306,7 @@ def test_nothing_is_sent_that_check_does_not_tell_of() -> None:
     assert {kind.__name__: " ".join(kind.model_fields) for kind in REPLIES} == {
         "StatisticsReply": "hospital schema_hash patients events excluded parts",
         "PartStatistics": "patients events count mean m2",
-        "TrainReply": "hospital patients losses validation_losses",
+        "TrainReply": "hospital patients losses validation_losses seen",
         "ThresholdReply": "hospital thresholds validation_losses",
         "EvaluateReply": "hospital answers",
         "Answer": "arm patients events metrics",

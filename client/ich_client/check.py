@@ -157,7 +157,7 @@ def asked(federation: Federation) -> Asked:
     return Asked(
         federation=federation.name,
         hash=federation.hash,
-        description=federation.description,
+        description=" ".join(federation.description.split()),  # it cannot pose as lines of ours
         outcome=f"{outcome.positive} outcome at {outcome.at} ({outcome.variable}: poor is {cut})",
         network=federation.network.name,
         strategy=federation.training.strategy.name,
@@ -183,12 +183,14 @@ def _sent(plan: Plan) -> list[Sent]:
     """Every reply of `protocol.py`, in words; each is sent once more for every further seed."""
     evaluation, strategy = plan.federation.evaluation, plan.strategy
     each_round = f"per model that trains here: {plan.weights.size:,} weights ({plan.federation.network.dtype})"
+    modalities = sorted({modality for _, modality in plan.segments})
+    having = f", how many of these have {' and '.join(modalities)}" if modalities else ""
     if strategy.sends:
         each_round += f", {', '.join(strategy.sends)} of the same size"
     validation = ", validation loss" if evaluation.validation is not None else ""
     sent = [
         Sent("before round 1", _statistics(plan)),
-        Sent("each round", f"{each_round}, training patients, training loss{validation}"),
+        Sent("each round", f"{each_round}, training patients{having}, training loss{validation}"),
     ]
     if plan.local.size:
         sent.append(

@@ -239,6 +239,8 @@ class Limits(Strict):
     """`required`: a study must be approved by people (ich-client approve); `all`: every study of the kit's server is."""
     send_metrics: bool = True
     """Whether figures of an evaluation may leave."""
+    hospitals: Annotated[int, Field(ge=2, le=10_000)] = 100
+    """How many hospitals a study may have: each is one more model of which this hospital tells figures."""
     answers: Annotated[int, Field(ge=1, le=1000)] = 5
     """How often the same is answered: a round after a resume; an evaluation. More would let a server probe."""
 
