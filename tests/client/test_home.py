@@ -33,7 +33,7 @@ def test_a_damaged_folder_is_mended_by_its_kit(tmp_path: Path, name: str, conten
     made = homes.create(kit, tmp_path / "north")
     key = made.key.read_bytes()
     (made.folder / "kit" / name).write_text(content)
-    with pytest.raises(ConfigurationError, match="ich-client init"):
+    with pytest.raises(ConfigurationError):
         homes.open_home(made.folder)
     again = homes.create(kit, made.folder)
     assert again.name == "north"
