@@ -231,6 +231,11 @@ class Limits(Strict):
     """Counts below this do not leave the hospital, nor figures that tell them; the study may ask for more."""
     threads: PositiveInt = 1
     """Processor cores for training."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
+    """Where networks compute: cpu, cuda, cuda:1; auto takes the first CUDA device, if there is one."""
+    micro_batch: PositiveInt | None = None
+    """Patients at once on the device: a batch's gradient is added up over as many pieces as that takes. Where a loss
+    compares patients, or layers look at the batch, it cannot be, and the batch stays whole."""
     hours: Annotated[str, Field(pattern=rf"^{_HOUR}-{_HOUR}$")] | None = None
     """When this hospital trains, in local time, as in '19:00-06:00'; always, if it is left out."""
     studies: list[Name] | None = None

@@ -46,6 +46,8 @@ from ich_strategies.strategy import Strategy
 
 Array = NDArray[np.floating]
 
+CPU: Final = torch.device("cpu")
+
 CLIENT: Final = "client."
 """Before the names of what the hospital itself has kept, beside the server's blocks."""
 
@@ -163,7 +165,7 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
     """One pass over the stack: outputs 'sent.*', 'kept.*', 'loss' and 'validation_loss' (F, 1)."""
     plan, strategy = site.plan, site.plan.strategy
     stage, rounds_before = plan.federation.training.stage_at(round_number)
-    stack = load_stack(plan, inputs, stage.name)
+    stack = load_stack(plan, inputs, stage.name, site.device)
     tensors = {name: torch.from_numpy(block) for name, block in inputs.items()}
     start = tensors[WEIGHTS]
     server = {name: tensors[name] for name in strategy.sends}
@@ -178,9 +180,10 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
         rounds=stage.rounds,
         epochs_before=plan.federation.training.epochs_before(stage),
         seed=(plan.seed, round_number, *site.hospital.name.encode()),
-        direction=_direction(plan, start, server, client),
+        direction=_direction(plan, start, server, client, site.device),
+        micro_batch=site.hospital.limits.micro_batch,
     )
-    end = plan.weights.pack(stack.tensors(), start)
+    end = plan.weights.pack(stack.tensors(), start).cpu()
     report = strategy.report(start, end, server, client, done.rate)
     for what, given, declared in (("returns", report.sent, strategy.returns), ("keeps", report.kept, strategy.keeps)):
         widths = {name: block.shape[1] for name, block in given.items()}
@@ -188,7 +191,7 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
             raise ValueError(f"{type(strategy).__name__}.report and .{what} do not agree: {widths}")
     kept = dict(report.kept)
     if plan.local.size:
-        kept[LOCAL] = plan.local.pack(stack.tensors(), start)
+        kept[LOCAL] = plan.local.pack(stack.tensors(), start).cpu()
     return {
         f"sent.{WEIGHTS}": end.numpy(),
         **{f"sent.{name}": block.numpy() for name, block in report.sent.items()},
@@ -199,16 +202,20 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
 
 
 def _direction(
-    plan: Plan, start: torch.Tensor, server: Mapping[str, torch.Tensor], client: Mapping[str, torch.Tensor]
+    plan: Plan,
+    start: torch.Tensor,
+    server: Mapping[str, torch.Tensor],
+    client: Mapping[str, torch.Tensor],
+    device: torch.device,
 ) -> Direction | None:
     """The strategy's client half on one tensor of the stack; None where it changes nothing."""
     strategy = plan.strategy
     if type(strategy).direction is Strategy.direction:
         return None
-    starts = plan.weights.unpack(start)
+    starts = plan.weights.unpack(start.to(device))
     size = plan.weights.size
-    servers = {name: plan.weights.unpack(block) for name, block in server.items() if block.shape[1] == size}
-    clients = {name: plan.weights.unpack(block) for name, block in client.items() if block.shape[1] == size}
+    servers = {name: plan.weights.unpack(block.to(device)) for name, block in server.items() if block.shape[1] == size}
+    clients = {name: plan.weights.unpack(block.to(device)) for name, block in client.items() if block.shape[1] == size}
 
     def direction(tensor: str, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if tensor not in starts:  # a layer that stays here has nothing to be drawn to
@@ -224,11 +231,12 @@ def _direction(
     return direction
 
 
-def load_stack(plan: Plan, rows: Rows, stage: str | None = None) -> Stack:
-    """A stack with one model per row of 'weights', 'constants' and, where the plan has them, 'local'.
+def load_stack(plan: Plan, rows: Rows, stage: str | None = None, device: torch.device = CPU) -> Stack:
+    """A stack with one model per row of 'weights', 'constants' and, where the plan has them, 'local', on a device.
 
     `stage`: that the network is to be in, where it has several; the study's last one if it is left out.
     """
+    plan.network.to(device)
     enter(plan.network, stage or plan.federation.training.stages[-1].name)
     stack = Stack(plan.network, len(rows[WEIGHTS]))
     layouts = {WEIGHTS: plan.weights, CONSTANTS: plan.constants, LOCAL: plan.local}
@@ -276,8 +284,10 @@ def thresholds(site: Site, task: ThresholdTask, rows: Rows) -> tuple[ThresholdRe
         split = site.split(fold.part or 0)
         rows_here = split.validation if len(split.validation) else split.train
         chosen = site.hospital.patients.take(rows_here)
-        found.append(youden_threshold(chosen.labels, predict(site.plan, own, chosen)[0]))
-        validation = _validation_losses(load_stack(site.plan, own), site.batch(fold.part or 0, "validation"))
+        found.append(youden_threshold(chosen.labels, predict(site.plan, own, chosen, site.device)[0]))
+        validation = _validation_losses(
+            load_stack(site.plan, own, device=site.device), site.batch(fold.part or 0, "validation")
+        )
         losses += _losses(validation.numpy()[:, None])
     return ThresholdReply(hospital=site.hospital.name, thresholds=found, validation_losses=losses), {}
 
@@ -332,7 +342,7 @@ def predictions(site: Site, folds: Sequence[str], rows: Rows) -> tuple[list[NDAr
         if not len(untaught) or (fold.hospital is not None and fold.trains_at(site.hospital.name)):
             raise RefusedError(Code.HELD_OUT, f"fold '{fold.name}' has learnt from every patient of this hospital")
         tested.append(untaught)
-        probabilities.append(predict(site.plan, own, site.hospital.patients.take(untaught))[0])
+        probabilities.append(predict(site.plan, own, site.hospital.patients.take(untaught), site.device)[0])
     return tested, probabilities
 
 
@@ -347,6 +357,6 @@ def personal(site: Site, folds: Sequence[str], rows: Rows) -> Iterator[Rows]:
         yield mine
 
 
-def predict(plan: Plan, rows: Rows, patients: Patients) -> Array:
+def predict(plan: Plan, rows: Rows, patients: Patients, device: torch.device = CPU) -> Array:
     """Probabilities (F, N) of the positive outcome for N patients, all that is known of them, under each row's model."""
-    return torch.sigmoid(load_stack(plan, rows).logits(patients.batch(plan.dtype)).double()).numpy()
+    return torch.sigmoid(load_stack(plan, rows, device=device).logits(patients.batch(plan.dtype)).double()).numpy()
