@@ -187,7 +187,7 @@ def _recompute(layer: nn.Module) -> None:
             return forward(data)  # type: ignore[no-any-return]
         return checkpoint(forward, data, use_reentrant=False)  # type: ignore[no-any-return]
 
-    layer.forward = again  # type: ignore[method-assign]
+    layer.forward = again
 
 
 def densenet(options: DenseNet, channels: int, outputs: int, dimensions: int) -> MonaiDenseNet:
