@@ -46,6 +46,8 @@ def fit(
     `micro_batch`: the gradient of a batch is added up over so many patients at a time, where they do not feel each other.
     """
     parameters = [parameter for parameter in stack.parameters.values() if parameter.requires_grad]
+    if not parameters:  # a score that nothing is learnt of
+        return Fit(stack.own_losses(patients), 0.0)
     optimizer = build_optimizer(recipe.optimizer, parameters)
     stack.network.train()
     patients = stack.with_features(patients)

@@ -171,7 +171,7 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
     server = {name: tensors[name] for name in strategy.sends}
     client = {name.removeprefix(CLIENT): block for name, block in tensors.items() if name.startswith(CLIENT)}
     validation = _validation_losses(stack, site.batch(part, "validation"))
-    before = _own_losses(stack, site.batch(part, "train")) if strategy.exact_loss else None
+    before = stack.own_losses(site.batch(part, "train")) if strategy.exact_loss else None
     done = fit(
         stack,
         site.batch(part, "train"),
@@ -252,16 +252,6 @@ def _validation_losses(stack: Stack, patients: Batch) -> torch.Tensor:
     logits = stack.logits(patients).double()
     labels = patients.label.double().expand_as(logits)
     return binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
-
-
-def _own_losses(stack: Stack, patients: Batch) -> torch.Tensor:
-    """(F,) float64: the loss that is trained with, of the weights as received, over all patients; no random layers."""
-    was_training = stack.network.training
-    stack.network.eval()
-    with torch.no_grad():
-        losses = stack.losses(patients).double()
-    stack.network.train(was_training)
-    return losses
 
 
 def _named(rows: Rows, prefix: str) -> Rows:

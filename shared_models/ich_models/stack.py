@@ -104,6 +104,15 @@ class Stack:
                 patients = patients.with_features({encoder.modality: torch.cat(kept)})
         return patients
 
+    @torch.no_grad()
+    def own_losses(self, patients: Batch) -> torch.Tensor:
+        """(F,) float64: the loss that is trained with, of the models as they are, over all patients; no random layers."""
+        was_training = self.network.training
+        self.network.eval()
+        losses = self.losses(patients).double()
+        self.network.train(was_training)
+        return losses.cpu()
+
     def _ready(self, batch: Batch) -> Batch:
         """As the network computes; nothing is copied where it is so already."""
         like = next(self.network.parameters(), None)

@@ -3,10 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import small
 import torch
 from pydantic import TypeAdapter, ValidationError
+from sklearn.metrics import roc_auc_score
 from small_networks import options, patients, tiny
 
 from ich_client.hospital import Limits
@@ -146,3 +148,39 @@ def test_a_hospital_with_a_gpu_and_one_without_train_together(tmp_path: Any) -> 
         object.__setattr__(member, "limits", Limits(small_cells=0, device="cpu"))
     plain = small.study(small.federation(), members, tmp_path / "plain").of(["all"])["weights"]
     assert abs(mixed - plain).max() < 1e-4
+
+
+def test_the_ich_score_is_a_study_without_training(tmp_path: Any) -> None:
+    """Its figures come through the same engine: what nobody learns is the same in every fold and round."""
+    names = ("gcs", "age", "volume")
+    number = {"type": "number", "known_at": "admission"}
+    yes_no = {"type": "yes_no", "known_at": "admission"}
+    table = {
+        "variables": {
+            **dict.fromkeys(names, number),
+            "ivh": yes_no,
+            "infratentorial": yes_no,
+            "mrs": {"type": "integer", "known_at": "90 days"},
+        },
+        "predictors": [*names, "ivh", "infratentorial"],
+    }
+    settings = small.federation(network={"name": "ich_score"}, table=table, stage={"rounds": 1, "epochs": 1})
+    members = []
+    for member in small.hospitals():
+        count = len(member.patients)
+        drawn = np.random.default_rng(count)
+        columns = np.column_stack(
+            [
+                drawn.integers(3, 16, count),
+                drawn.normal(70, 12, count),
+                drawn.lognormal(3, 1, count),
+                *drawn.integers(0, 2, (2, count)),
+            ]
+        ).astype(float)
+        members.append(replace(member, patients=replace(member.patients, table=columns)))
+    found = small.study(settings, members, tmp_path)
+    (answer,) = found.answers["north"]
+    north = members[1].patients
+    gcs, age, volume, ivh, below = north.table.T
+    score = np.select([gcs <= 4, gcs <= 12], [2, 1], 0) + (age >= 80) + (volume >= 30) + ivh + below
+    assert answer.metrics["auroc"][0] == pytest.approx(roc_auc_score(north.labels, score))
