@@ -1,14 +1,17 @@
 """A hospital's images to one array in the order of its patients, and an account of what became of every study."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich_client import labels as label_table
-from ich_client import study_images, workers
+from ich_client import machine, study_images, workers
 from ich_client.cache import Cache
 from ich_client.dicom.reasons import HINTS, Reason, Refusal
 from ich_client.dicom.series import Refused
@@ -172,10 +175,47 @@ def prepare(
     """The images of these patients, in their order; who has no usable image stays in, marked as not present.
 
     `finds`: the hospital's folder, searched; None: it has no images. `owner`: from a study to its patient.
-    Raises DataError for an unusable table of labels, RunError if the cache is too small, OSError for its disk.
+    Raises DataError for an unusable table of labels, RunError if the cache is too small, full or not to be written to,
+    OSError for anything else about its disk.
     """
-    with Cache(cache, document.value.cache.limit) as store:
-        return _prepare(document, data, spec, ids, finds, owner, store, ask)
+    try:
+        with Cache(cache, document.value.cache.limit) as store:
+            return _prepare(document, data, spec, ids, finds, owner, store, ask)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise _of_the_disk(error, cache, document, spec, len(ask.wanted(ids))) from error
+
+
+_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+"""Numbers of errors that people can do something about."""
+
+
+def _of_the_disk(
+    error: OSError, cache: Path, document: Document[HospitalConfig], spec: ImageSpec, patients: int
+) -> RunError:
+    """A full disk, or a folder that cannot be written to, with what to do."""
+    where = document.where("cache", "folder")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        there = machine.existing(cache)
+        room = f"{machine.gigabytes(shutil.disk_usage(there).free)} free; "
+        need = machine.gigabytes(bytes_of(spec) * patients)
+        hint = f"{room}the images of {patients:,} patients take about {need}: make room, or name a larger disk as cache.folder"
+        return RunError(f"no space left for what is made of images, in {cache}", where=where, hint=hint)
+    what = f"the cache {cache} cannot be written to: {error.strerror or error}"
+    return RunError(what, where=where, hint=machine.unwritable(cache, "cache.folder"))
+
+
+ACQUIRED: Final = {"ct": 20e6, "ct_slices": 20e6, "mr": 7e6, "radiograph": 40e6}
+"""Bytes of a patient's images as they are kept (of MR: for each sequence), where none has been read yet: 36 slices of a
+CT with 512 x 512 pixels and a mask, 24 slices of 256 x 256 pixels, two radiographs."""
+
+
+def bytes_of(spec: ImageSpec, acquired: float | None = None) -> float:
+    """In the cache, of one patient: as acquired (estimated, unless it is given), and twice as prepared."""
+    sequences = len(spec.sequences) if isinstance(spec, MrVolume) else 1
+    own = ACQUIRED[spec.kind] * sequences if acquired is None else acquired
+    return own + 2 * 2 * prod(shape(spec))
 
 
 def _prepare(
