@@ -103,7 +103,7 @@ def check(
     else:
         _show(asked, found, lines)
         _say(found, lines, verdict)
-    raise typer.Exit(verdict)
+    raise typer.Exit(int(verdict))
 
 
 @app.command(epilog="Example: ich-client schema > hospital.schema.json")
