@@ -203,6 +203,8 @@ def _text(federation: Federation) -> str | None:
         return None
     read = f"reports of {text.known_at}" if text.source == "report" else f"sentences of {', '.join(federation.spoken)}"
     vocabulary = f"the vocabulary {text.vocabulary.name}" if text.vocabulary else "the built-in vocabulary"
+    if text.writer == "allowed":
+        read += ", or what a language model inside the hospital writes from the image, if the hospital has one"
     return f"{read}; {text.tokens} tokens of {vocabulary}"
 
 

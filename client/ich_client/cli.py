@@ -192,7 +192,11 @@ def _facts(found: Found) -> Table:
 
 def _text(text: TextSummary, patients: int) -> str:
     shares = f"{text.cut:.1%} cut off, {text.unknown:.1%} of their words unknown".replace("%", " %")
-    return f"{text.patients:,} of {patients:,} patients, {text.tokens:.1f} tokens on average, {shares}"
+    told = f"{text.patients:,} of {patients:,} patients, {text.tokens:.1f} tokens on average, {shares}"
+    if not text.writer:
+        return told
+    others = "".join(f"; template, {reason}: {count:,}" for reason, count in text.by_template.items())
+    return f"{told}; written by {text.writer}: {text.by_model:,}{others}"
 
 
 def _overview(found: Sequence[Found]) -> Table:

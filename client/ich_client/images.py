@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,10 +28,12 @@ from ich_client.image_finds import RADIOGRAPH, Finds, Study, Watch, mask_of
 from ich_client.image_mapping import Images
 from ich_client.labels import TYPES
 from ich_client.nifti import Entry
+from ich_client.report_writer import Slices
 from ich_client.study_images import IMAGE, Facts, Made, Task, Wishes
 from ich_models import preprocess
 from ich_models.errors import Problem, RunError
-from ich_models.image_spec import CtSlices, CtVolume, ImageSpec, MrVolume
+from ich_models.image_spec import BRAIN, CtSlices, CtVolume, ImageSpec, MrVolume
+from ich_models.windows import window
 from ich_models.yaml_config import Document
 
 MODALITY: Final = {"ct": "CT", "ct_slices": "CT", "mr": "MR", "radiograph": RADIOGRAPH}
@@ -453,6 +455,38 @@ def _targets(
                 out[place, slot] = own[0]
                 torn += any(not np.array_equal(own[0], other, equal_nan=True) for other in own[1:])
     return out, torn
+
+
+# --- what a language model is shown ------------------------------------------------------------------------------------
+
+
+def slices_of(one: Chosen, spec: ImageSpec, cache: str) -> Slices | str:
+    """The brain of a patient's image slice by slice as uint8, as a radiologist sees it, black around; or why there is none.
+
+    CT in the window of the brain, MR by its first sequence. Where only the head was found nothing is shown: a face is no
+    brain. Raises RunError if the cache has lost the image: another text would be learnt from than at the next start.
+    """
+    with Cache(Path(cache), inf) as store:
+        entry = store.get(one.key)
+        if entry is None:
+            raise RunError(
+                "an image is not in the cache any more", where=cache, hint="raise cache.limit in hospital.yaml"
+            )
+        arrays, facts = study_images.load_volume(entry)
+    mask = arrays.get("mask")
+    if mask is None or facts.get("region") == "head" or not mask.any():
+        return "the brain was not found"
+    if isinstance(spec, MrVolume):
+        values = next(arrays[name] for name in spec.sequences if name in arrays)
+        low, high = (float(end) for end in np.percentile(values[mask], (1, 99)))
+        grey = ((values - low) / max(high - low, 1e-6)).clip(0, 1)
+    else:
+        grey = window(arrays["values"], *BRAIN)
+    levels = np.flatnonzero(mask.any(axis=(1, 2)))
+    rows, columns = np.flatnonzero(mask.any(axis=(0, 2))), np.flatnonzero(mask.any(axis=(0, 1)))
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    inside = np.where(mask[levels], np.rint(grey[levels] * 255), 0).astype(np.uint8)
+    return [np.ascontiguousarray(picture[box][::-1, ::-1]) for picture in inside]
 
 
 # --- the account ------------------------------------------------------------------------------------------------------
