@@ -32,6 +32,7 @@ from ich_client.report_writer import Slices
 from ich_client.study_images import IMAGE, Facts, Made, Task, Wishes
 from ich_models import preprocess
 from ich_models.errors import Problem, RunError
+from ich_models.files import write_rows
 from ich_models.image_spec import BRAIN, CtSlices, CtVolume, ImageSpec, MrVolume
 from ich_models.windows import window
 from ich_models.yaml_config import Document
@@ -401,16 +402,10 @@ def _assemble(patients: Sequence[_Patient], spec: ImageSpec, store: Cache) -> ND
     key = hashlib.sha256(json.dumps(["hospital", preprocess.VERSION, whole, keys]).encode()).hexdigest()
 
     def write(folder: Path) -> None:
-        # Patients without an image, and places without a slice, are holes in the file: zeros that take no space.
-        array = np.lib.format.open_memmap(folder / IMAGE, "w+", np.float16, whole)
-        for place, one in enumerate(patients):
-            if one.task is not None:
-                own = _image(one.task, store)
-                if isinstance(spec, CtVolume | MrVolume):
-                    array[place] = own
-                else:
-                    array[place, : len(own)] = own
-        array.flush()
+        # Patients without an image, and places without a slice, are holes in the file.
+        tasks = ((place, one.task) for place, one in enumerate(patients))
+        own = ((place, _image(task, store)) for place, task in tasks if task is not None)
+        write_rows(folder / IMAGE, whole, np.float16, own)
 
     for _ in range(TRIES):
         entry = store.get(key) or store.put(key, write)

@@ -24,7 +24,7 @@ from ich_client.dicom.series import NoneUsable, Refused, Series
 from ich_client.dicom.stack import Missing, Stack
 from ich_client.nifti import Entry
 from ich_models import brain, preprocess
-from ich_models.files import read_arrays, write_arrays, write_json
+from ich_models.files import read_arrays, write_arrays, write_json, write_rows
 from ich_models.image_spec import CtSlices, CtVolume, ImageSpec, MrVolume, Views
 from ich_models.volume import Volume, onto
 
@@ -134,7 +134,7 @@ def _make(task: Task, cache: Cache) -> Made:
     facts |= more
 
     def write(folder: Path) -> None:
-        np.save(folder / IMAGE, image)
+        write_rows(folder / IMAGE, image.shape, image.dtype, enumerate(image))
         write_json(folder / FACTS, facts)
 
     cache.put(task.prepared, write)
