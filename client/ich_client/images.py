@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, prod
 from pathlib import Path
 from typing import Any, Final
@@ -29,9 +29,9 @@ from ich_client.image_mapping import Images
 from ich_client.labels import TYPES
 from ich_client.nifti import Entry
 from ich_client.report_writer import Slices
-from ich_client.study_images import IMAGE, Facts, Made, Task, Wishes
+from ich_client.study_images import IMAGE, NETWORK, Facts, Made, Network, Task, Wishes
 from ich_models import preprocess
-from ich_models.errors import Problem, RunError
+from ich_models.errors import DataError, Problem, RunError
 from ich_models.files import write_rows
 from ich_models.image_spec import BRAIN, CtSlices, CtVolume, ImageSpec, MrVolume
 from ich_models.windows import window
@@ -253,8 +253,19 @@ def _prepare(
         seconds["scan"] = finds.seconds
         aside += [_aside("", one) for one in finds.aside]
         found_labels = _labels(document, images, data, spec)
+        network = _network(document, images, data, spec)
         made = _make_all(
-            patients, images, finds, data, spec, found_labels, store, document.value.limits.threads, ask, seconds
+            patients,
+            images,
+            finds,
+            data,
+            spec,
+            found_labels,
+            store,
+            document.value.limits.threads,
+            ask,
+            seconds,
+            network,
         )
     else:
         found_labels, made = {}, 0
@@ -313,6 +324,26 @@ def _labels(document: Document[HospitalConfig], images: Images, data: Path, spec
     return label_table.read(data / images.labels.file, images.labels, where)
 
 
+def _network(document: Document[HospitalConfig], images: Images, data: Path, spec: ImageSpec) -> Network | None:
+    """The hospital's own network for the brain, if it has one and the study wants brains. Raises DataError if it is none."""
+    given = images.brain_weights
+    if given is None or not isinstance(spec, CtVolume) or spec.brain != "mask":
+        return None
+    from ich_client import brain_weights
+
+    path, where = data / given.file, document.where("images", "brain_weights", "file")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        brain_weights.load(path, digest)
+    except OSError as error:
+        hint = "correct it; it is relative to the data"
+        raise DataError(f"{path} cannot be read: {error.strerror or error}", where=where, hint=hint) from None
+    except DataError as error:
+        raise DataError(replace(one, where=where) for one in error.problems) from None
+    return Network(path, digest, given.spacing)
+
+
 def _make_all(
     patients: Sequence[_Patient],
     images: Images,
@@ -324,9 +355,11 @@ def _make_all(
     processes: int,
     ask: Ask,
     seconds: dict[str, float],
+    network: Network | None,
 ) -> int:
     """Give every patient the first study that makes an image; how many patients' were not in the cache."""
-    wishes = Wishes(spec, images.series, tuple(sorted(images.sequences.items())), images.missing_slices)
+    sequences = tuple(sorted(images.sequences.items()))
+    wishes = Wishes(spec, images.series, sequences, images.missing_slices, network)
     masks = None if images.masks is None else data / images.masks
     total = sum(bool(one.studies) for one in patients)
     done = fresh = 0
@@ -542,6 +575,10 @@ def _warnings(document: Document[HospitalConfig], summary: Summary, spec: ImageS
     if heads := [one for one in summary.chosen if one.region == "head" and one.problem]:
         message = f"the brain was not told from the rest in {len(heads)} images; the whole head is used"
         yield Problem(message, where, f"the first: {heads[0].problem}; images.masks may bring masks of your own")
+    if failed := [one for one in summary.chosen if one.problem.startswith(NETWORK)]:
+        message = f"the network of images.brain_weights did not find the brain in {len(failed)} of {found} images"
+        hint = f"our own method was used; the first: {failed[0].problem.partition('; ')[0]}"
+        yield Problem(message, document.where("images", "brain_weights"), hint)
     if isinstance(spec, CtVolume) and (cut := [one for one in summary.chosen if one.seen < spec.least_seen]):
         message = f"{len(cut)} images have less than {spec.least_seen:.0%} of the brain within the array"
         yield Problem(message, where, f"the least: {min(one.seen for one in cut):.0%}; tell the coordinator")
