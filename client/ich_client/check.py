@@ -336,6 +336,9 @@ def _withheld(federation: Federation, hospital: Hospital) -> Iterator[str]:
     for reason, count in hospital.excluded.items():
         if 0 < count < k:
             yield f"how many were left out: {reason}"
+    for modality in sorted({*federation.network.uses} - {"table"}):
+        if egress.few_of_a_class(hospital.patients.holding(modality)[first.train].astype(np.int64), k):
+            yield f"how many training patients have {modality}"
     if not hospital.limits.send_metrics:
         yield "every figure of every evaluation (limits.send_metrics)"
 

@@ -211,7 +211,10 @@ def _without_any(hospitals: Sequence[Hospital], sources: Mapping[str, _Source]) 
         found = [one.images for one in hospitals if one.images and sources[one.name].document is document]
         if document.value.images is not None and found and not any(one.chosen for one in found):
             counts = sum((Counter(one.counts) for one in found), Counter[Reason]())
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.items()) or "no study is theirs"
+            told = [f"{reason}: {count}" for reason, count in counts.items()]
+            if unmatched := max(one.unmatched for one in found):
+                told.append(f"{unmatched} studies belong to nobody in the table")
+            reasons = ", ".join(told) or "no study is theirs"
             message = f"no patient of hospital '{document.value.hospital}' has a usable image ({reasons})"
             hint = "check images.folder and images.link; ich-client check --patient ID says what became of one"
             yield Problem(message, document.where("images"), hint)

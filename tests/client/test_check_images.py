@@ -76,7 +76,7 @@ def test_json_has_all_of_it(folder: Path) -> None:
     assert found["counts"] == {"MISSING_SLICES": 1, "NO_SERIES": 1}
     assert [one["patient"] for one in found["chosen"]] == ["P0", "P1", "P2", "P3"]
     assert {one["hint"] for one in found["aside"]} > {
-        "send the series again; if slices are lost for good, missing slices can be interpolated"
+        "send the series again; where single slices are lost for good, images.missing_slices: interpolate"
     }
     assert found["without"] == ["P4"]
     assert set(found["seconds"]) >= {"scan", "compare", "assemble"}
