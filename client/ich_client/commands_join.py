@@ -89,7 +89,15 @@ def join(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     _say("hospital", f"{hospital.name}: {len(hospital.patients):,} patients")
-    stay_joined(server, key, build_app(site_of(opened, hospital), policy.guard(opened.audit)), {}, stop, _task_done)
+    stay_joined(
+        server,
+        key,
+        build_app(site_of(opened, hospital), policy.guard(opened.audit)),
+        {},
+        stop,
+        _task_done,
+        opened.keep_clock,
+    )
     _say("left", "the server was told")
 
 

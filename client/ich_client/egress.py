@@ -78,7 +78,8 @@ def _small(count: int, k: int) -> bool:
     return 0 < count < k
 
 
-def _few_of_a_class(labels: NDArray[np.int64], k: int) -> bool:
+def few_of_a_class(labels: NDArray[np.int64], k: int) -> bool:
+    """Whether the patients with the outcome, or those without, are a few."""
     events = int(labels.sum())
     return _small(events, k) or _small(len(labels) - events, k)
 
@@ -98,8 +99,8 @@ def _statistics(site: Site, reply: StatisticsReply) -> StatisticsReply:
     train = site.split(0).train
     rest = np.setdiff1d(np.arange(len(patients)), train)
     told_apart = [rows for part in reply.parts if part for rows in (site.split(part).train, site.split(part).test)]
-    few_events = [_few_of_a_class(patients.labels[rows], k) for rows in (np.arange(len(patients)), train, rest)]
-    in_parts = any(few_events) or any(_few_of_a_class(patients.labels[rows], k) for rows in told_apart)
+    few_events = [few_of_a_class(patients.labels[rows], k) for rows in (np.arange(len(patients)), train, rest)]
+    in_parts = any(few_events) or any(few_of_a_class(patients.labels[rows], k) for rows in told_apart)
     few = [_few(patients.table[rows], k) for rows in (train, *told_apart)]
     whole = _told_of_few(patients.table[train], reply.parts[0], few[0], k)
     parts = {0: _with_events(whole, hidden=any(few_events))}
@@ -191,7 +192,7 @@ def _few_lack_it(site: Site, modality: str) -> bool:
     groups = [site.split(0).train]
     for part in range(1, (site.plan.federation.evaluation.folds or 0) + 1):
         groups += [site.split(part).train, site.split(part).test]
-    return any(_few_of_a_class(held[rows], site.small_cells) for rows in groups)
+    return any(few_of_a_class(held[rows], site.small_cells) for rows in groups)
 
 
 def _validation_losses(site: Site, losses: list[float | None]) -> list[float | None]:
@@ -203,7 +204,7 @@ def _thresholds(site: Site, reply: ThresholdReply) -> ThresholdReply:
     """A threshold lies between two patients' probabilities: it is chosen among k of each class, or withheld."""
     roles = site.split(0)
     chosen = site.hospital.patients.labels[roles.validation if len(roles.validation) else roles.train]
-    few = _few_of_a_class(chosen, site.small_cells)
+    few = few_of_a_class(chosen, site.small_cells)
     return reply.model_copy(
         update={
             "thresholds": [None] * len(reply.thresholds) if few else reply.thresholds,

@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final, cast
 
@@ -13,12 +14,13 @@ from ich_client.hospital import HospitalConfig
 from ich_models import kit
 from ich_models.errors import ConfigurationError
 from ich_models.federation import Federation, load_federation
-from ich_models.files import write_atomic, write_json, write_secret
+from ich_models.files import read_json, write_atomic, write_json, write_secret
 from ich_models.kit import Facts
 from ich_models.strict import Strict
 from ich_models.yaml_config import Document, load
 
 HOSPITAL: Final = "hospital.yaml"
+CLOCK: Final = "clock.json"
 
 TEMPLATE: Final = """\
 # What the study's variables are called in your table. It never leaves this machine.
@@ -82,6 +84,20 @@ class Home:
     def audit(self) -> Path:
         """The log of everything that left, and of what was approved."""
         return self.folder / "audit"
+
+    def keep_clock(self, ahead: float) -> None:
+        """Write down by how many seconds this clock is ahead of the server's, for `ich-client check`, which asks nobody."""
+        here = datetime.now().astimezone().isoformat(timespec="seconds")
+        write_json(self.folder / CLOCK, {"ahead": round(ahead, 1), "measured": here})
+
+    @property
+    def clock(self) -> tuple[float, str] | None:
+        """What `keep_clock` wrote down last."""
+        try:
+            found = read_json(self.folder / CLOCK)
+            return float(found["ahead"]), str(found["measured"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
 
 class _Facts(Strict):

@@ -17,6 +17,7 @@ from pydantic import (
 
 from ich_client.cells import as_text, meaning
 from ich_client.image_mapping import Images
+from ich_client.report_endpoint import EndpointOptions
 from ich_client.sheet_file import Encoding, SheetFile, Title
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.federation import Bytes
@@ -197,8 +198,19 @@ PATIENT = "{patient}"
 """What stands for the patient's identifier in the name of a file."""
 
 
+class LocalOptions(Strict):
+    """A vision-language model in a folder of this machine."""
+
+    kind: Literal["folder"]
+    folder: Title
+    """Relative to the data folder; in the layout of transformers."""
+
+
+Writer = Annotated[EndpointOptions | LocalOptions, Field(discriminator="kind")]
+
+
 class ReportText(Strict):
-    """Where a patient's report text is: in a column of the table, or in a file of its own."""
+    """Where a patient's report text is: in a column of the table, or in a file of its own; and who else may write it."""
 
     column: Title | None = None
     """Column of the table."""
@@ -208,11 +220,22 @@ class ReportText(Strict):
     """Name of a patient's file in `folder`."""
     encoding: Encoding = "utf-8"
     """Of the files."""
+    writer: Writer | None = None
+    """A language model inside the hospital, for studies that allow it to write the text from the image; off if left out."""
+
+    @property
+    def has_reports(self) -> bool:
+        """Whether the hospital has reports of its own."""
+        return self.column is not None or self.folder is not None
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if (self.column is None) == (self.folder is None):
+        if self.column is not None and self.folder is not None:
             raise ValueError("write one of column and folder | reports stand in the table, or in files")
+        if not self.has_reports and self.writer is None:
+            raise ValueError("write one of column and folder, or a writer | reports stand in the table, or in files")
+        if not self.has_reports and self.model_fields_set & {"pattern", "encoding"}:
+            raise ValueError("pattern and encoding are of files | leave them out, or name the folder")
         if self.column is not None and self.model_fields_set & {"pattern", "encoding"}:
             raise ValueError("pattern and encoding are of files | leave them out, or write folder in place of column")
         parts = PurePath(self.pattern)

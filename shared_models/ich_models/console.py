@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Final, NoReturn
 
 import typer
@@ -65,8 +66,8 @@ def fail(error: IchError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def warn(problems: tuple[Problem, ...]) -> None:
-    """Print warnings; the command goes on."""
+def warn(problems: Iterable[Problem], word: str = "warning") -> None:
+    """Print warnings, or what `word` says; the command goes on."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for problem in problems:
-        console.print(f"warning: {problem}", markup=False)
+        console.print(f"{word}: {problem}", markup=False)

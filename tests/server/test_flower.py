@@ -492,7 +492,9 @@ def test_a_clock_that_is_off_is_said(
     real = time.time
     monkeypatch.setattr(client.time, "time", lambda: real() + off)
     if said is None:
-        client.check_server(place.server(), threading.Event())
+        measured: list[float] = []
+        client.check_server(place.server(), threading.Event(), measured.append)
+        assert measured == [pytest.approx(off, abs=1.5)], "the hospital keeps it for ich-client check"
         return
     with pytest.raises(RunError, match="this machine's clock is") as caught:
         client.check_server(place.server(), threading.Event())
