@@ -575,9 +575,7 @@ def test_a_study_must_have_what_its_network_looks_at(tmp_path: Path, network: st
 def test_a_stage_that_the_network_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "federation.yaml"
     path.write_text(SMALL_STUDY.replace("NETWORK", "{name: hohoho}"))
-    with pytest.raises(
-        ConfigurationError, match="network 'hohoho' has no stage 'train'"
-    ):
+    with pytest.raises(ConfigurationError, match="network 'hohoho' has no stage 'train'"):
         load_federation(path)
 
 
