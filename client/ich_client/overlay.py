@@ -1,7 +1,7 @@
 """Maps as files for local eyes: pictures of slices with the map over them, a contact sheet, and NIfTI in the patient's own space."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Any, Final
@@ -39,14 +39,19 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Space:
-    """A patient's volume as it was acquired, and where the network's array lies in it (index to mm in RAS)."""
+    """A patient's volume as it was acquired, and where the network's array lies in it (index to mm in RAS).
+
+    `seen`: (D, H, W) on the volume's voxels, what was not set to 0 before the network saw it; None: all of it was seen.
+    """
 
     volume: Volume
     affine: NDArray[np.float64]
+    seen: Mask | None = None
 
     def back(self, values: Grey) -> Volume:
-        """A map (D, H, W) on the network's array, on the voxels of the patient's own volume; 0 outside of the array."""
-        return onto(Volume(values, self.affine, "intensity"), self.volume)
+        """A map (D, H, W) on the network's array, on the voxels of the patient's own volume; 0 where nothing was seen."""
+        moved = onto(Volume(values, self.affine, "intensity"), self.volume)
+        return moved if self.seen is None else replace(moved, values=moved.values * self.seen)
 
 
 def space(summary: Summary, chosen: Chosen, spec: CtVolume | MrVolume) -> Space:
@@ -60,11 +65,11 @@ def space(summary: Summary, chosen: Chosen, spec: CtVolume | MrVolume) -> Space:
     mask = arrays.get("mask")
     if isinstance(spec, CtVolume):
         volume = Volume(arrays["values"], arrays["affine"], "HU")
-        return Space(volume, preprocess.ct_volume(volume, mask, spec).affine)
+        return Space(volume, preprocess.ct_volume(volume, mask, spec).affine, mask)
     volumes = {
         name: Volume(arrays[name], arrays[f"{name}.affine"], "intensity") for name in spec.sequences if name in arrays
     }
-    return Space(next(iter(volumes.values())), preprocess.mr_volume(volumes, mask, spec).affine)
+    return Space(next(iter(volumes.values())), preprocess.mr_volume(volumes, mask, spec).affine, mask)
 
 
 def write_nifti(path: Path, volume: Volume) -> None:

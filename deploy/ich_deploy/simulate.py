@@ -17,6 +17,7 @@ from ich_client.site import Site
 from ich_deploy import source
 from ich_deploy.arms import compare
 from ich_deploy.grid import InProcessGrid, run_on_flower
+from ich_deploy.pictures import pictures
 from ich_deploy.source import Source
 from ich_models.errors import RunError
 from ich_models.files import read_json, write_json
@@ -69,7 +70,8 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
         found.append(_arms(plan, _sites(origin, seed, out), studies[-1], folder / "arms.json", options, watch))
     whole = results.assemble(federation.value, seeds, studies, found)
     results.write(whole, out)
-    write_report(whole, out / "report.html")
+    photos = pictures(_sites(origin, seeds[0], out), studies[0], origin.federation)
+    write_report(whole, out / "report.html", photos)
     return whole
 
 
