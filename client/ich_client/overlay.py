@@ -54,13 +54,22 @@ class Space:
         return moved if self.seen is None else replace(moved, values=moved.values * self.seen)
 
 
+def forget_half(summary: Summary) -> bool:
+    """Drop from the cache what was made of images that themselves were pushed out of it, so that they are read anew."""
+    with Cache(Path(summary.cache), inf) as store:
+        lost = [one for one in summary.chosen if store.get(one.key) is None]
+        for one in lost:
+            store.drop(one.prepared)
+    return bool(lost)
+
+
 def space(summary: Summary, chosen: Chosen, spec: CtVolume | MrVolume) -> Space:
     """From the cache, where reading the patient has just put it. Raises RunError if the cache does not keep it."""
     with Cache(Path(summary.cache), inf) as store:
         entry = store.get(chosen.key)
         if entry is None:
-            hint = "raise cache.limit in hospital.yaml, or empty the cache: the image is then read anew"
-            raise RunError("the acquired image is no longer in the cache", where=summary.cache, hint=hint)
+            hint = "raise cache.limit in hospital.yaml"
+            raise RunError("the cache does not keep the acquired image", where=summary.cache, hint=hint)
         arrays, _ = study_images.load_volume(entry)
     mask = arrays.get("mask")
     if isinstance(spec, CtVolume):

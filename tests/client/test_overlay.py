@@ -71,7 +71,7 @@ def test_the_image_beside_it_is_the_patients(scan: Volume, tmp_path: Path) -> No
     """Its value at the head's middle and at an off-centre place, read by ITK."""
     write_nifti(tmp_path / "image.nii", scan)
     read = sitk.ReadImage(str(tmp_path / "image.nii"))
-    for lps in (HEAD, PROBE.mean(0) + [9, -14, 20]):
+    for lps in (HEAD, PROBE.mean(0) + np.array([9, -14, 20])):
         index = read.TransformPhysicalPointToIndex([float(mm) for mm in lps])
         own = np.array(read.TransformIndexToPhysicalPoint(index))
         assert read[index] == pytest.approx(float(hounsfield(own)), abs=1)
