@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from finished_model import call, finished
 from image_hospital import SLICES, VOLUME, files, load_one, make
-from numpy.typing import NDArray
-from typer.testing import CliRunner
 
 from ich_client import models, newcomers, prediction
-from ich_client.cli import app
 from ich_client.hospital import HospitalConfig
 from ich_client.images import Ask
 from ich_client.models import Model
@@ -31,31 +29,17 @@ task: {timeline: [admission, 90 days], predict_at: admission, outcome: {variable
 modalities:
   table:
     variables:
-      age: {type: number, unit: years, range: [18, 110], known_at: admission}
+      size: {type: number, range: [0, 1.1], known_at: admission, unit: m}
       ivh: {type: yes_no, known_at: admission}
       mrs: {type: integer, range: [0, 6], known_at: 90 days}
-    predictors: [age, ivh]
+    predictors: [size, ivh]
 network: {name: logistic}
 training: {stages: [{rounds: 1, epochs: 1, batch: 4, optimizer: {name: sgd, lr: 0.01}}]}
 evaluation: {small_cells: 0}
 """
-MAPPING = "hospital: north\ntable: {file: table.csv, patient: ID, columns: {age: AGE, ivh: IVH, mrs: MRS}}\n"
-HEADER = "ID,AGE,IVH,MRS\n"
-ROWS = ("a,70,yes,5", "b,44,no,0", "c,,yes,4", "d,81,,1", "e,60,no,6", "f,52,no,0")
-
-
-def finished(folder: Path, seed: int = 3) -> Model:
-    """A model with random weights of the federation file in the folder, written and read again."""
-    plan = Plan(load_federation(folder / "federation.yaml").value, seed)
-    rng = np.random.default_rng(seed)
-    tensors: dict[str, NDArray[Any]] = {WEIGHTS: plan.start_rows([0.3])[0]}
-    tensors[WEIGHTS] = tensors[WEIGHTS] + rng.normal(0, 0.3, tensors[WEIGHTS].shape).astype(plan.number)
-    if plan.constants.size:
-        tensors[CONSTANTS] = np.concatenate([[60, 0.4], [62, 0.4], [0.08, 2]]).astype(plan.number)[
-            : plan.constants.size
-        ]
-    models.write(folder / "model" / f"seed-{seed}", plan, tensors, 0.4, "0" * 64)
-    return models.read(models.find(folder / "model"))
+MAPPING = "hospital: north\ntable: {file: table.csv, patient: ID, columns: {size: SIZE, ivh: IVH, mrs: MRS}}\n"
+HEADER = "ID,SIZE,IVH,MRS\n"
+ROWS = ("a,0.7,yes,5", "b,0.04,no,0", "c,,yes,4", "d,0.81,,1", "e,0.6,no,6", "f,0.02,no,0")
 
 
 @pytest.fixture
@@ -100,7 +84,7 @@ def test_the_numbers_are_those_of_the_study(table: Path) -> None:
     assert {one.patient: one.positive for one in found} == {
         name: ("poor",) if chance >= 0.4 else () for name, chance in expected.items()
     }
-    assert {one.patient: one.imputed for one in found if one.imputed} == {"c": ("age",), "d": ("ivh",)}
+    assert {one.patient: one.imputed for one in found if one.imputed} == {"c": ("size",), "d": ("ivh",)}
 
 
 def test_an_empty_outcome_is_as_good_as_none(table: Path) -> None:
@@ -117,7 +101,7 @@ def test_a_logistic_prediction_by_hand(table: Path) -> None:
     assert [name.rsplit(".", 1)[-1] for name in names] == ["weight", "bias"]
     w = model.rows[WEIGHTS][0].astype(np.float64)
     fill, centre, scale = model.rows[CONSTANTS][0].reshape(3, 2).astype(np.float64)
-    x = np.array([[70, 1], [44, 0], [fill[0], 1], [81, fill[1]], [60, 0], [52, 0]])
+    x = np.array([[0.7, 1], [0.04, 0], [fill[0], 1], [0.81, fill[1]], [0.6, 0], [0.02, 0]])
     by_hand = 1 / (1 + np.exp(-(((x - centre) * scale) @ w[:2] + w[2])))
     order = list(model.plan.constants.shapes)
     assert [name.rsplit(".", 1)[-1] for name in order] == ["fill", "centre", "scale"]
@@ -177,13 +161,13 @@ def test_slices_are_predicted_each_and_the_patient_by_the_highest(scanned: Path)
 
 def test_a_bad_cell_fails_alone_and_is_named(table: Path) -> None:
     model = finished(table)
-    rows = ("a,70,yes,", "b,440,no,", "c,55,perhaps,", ",50,no,", "e,61,no,", "e,62,no,", "g,50,no,")
+    rows = ("a,0.7,yes,", "b,4.4,no,", "c,0.5,perhaps,", ",0.5,no,", "e,0.6,no,", "e,0.6,no,", "g,0.5,no,")
     (table / "table.csv").write_text(HEADER + "".join(f"{row}\n" for row in rows))
     found = asked(table, model)
     assert [one.patient for one in found if not one.reason] == ["a", "g"]
     said = {one.patient: one.reason for one in found if one.reason}
     assert list(said) == ["", "e", "b", "c"]
-    assert said["b"].startswith("age 440 outside 18-110 years (table.csv: line 3)")
+    assert said["b"].startswith("size 4.4 outside 0-1.1 m (table.csv: line 3)")
     assert "'perhaps'" in said["c"]
     assert said["e"] == "the identifier has 2 rows (table.csv: lines 6, 7)"
     assert said[""] == "no patient identifier in 'ID' (table.csv: line 5)"
@@ -191,18 +175,18 @@ def test_a_bad_cell_fails_alone_and_is_named(table: Path) -> None:
 
 def test_complete_cases_are_asked_of_new_patients_too(table: Path) -> None:
     (table / "federation.yaml").write_text(
-        STUDY.replace("predictors: [age, ivh]", "predictors: [age, ivh]\n    complete_cases: true")
+        STUDY.replace("predictors: [size, ivh]", "predictors: [size, ivh]\n    complete_cases: true")
     )
     found = asked(table, finished(table))
     assert {one.patient: one.reason for one in found if one.reason} == {
-        "c": "the study leaves out who lacks a predictor: age",
+        "c": "the study leaves out who lacks a predictor: size",
         "d": "the study leaves out who lacks a predictor: ivh",
     }
 
 
 def test_what_concerns_everybody_is_an_error(table: Path) -> None:
     model = finished(table)
-    (table / "hospital.yaml").write_text(MAPPING.replace("ivh: IVH, ", "").replace("age: AGE", "age: YEARS"))
+    (table / "hospital.yaml").write_text(MAPPING.replace("ivh: IVH, ", "").replace("size: SIZE", "size: YEARS"))
     with pytest.raises(DataError) as caught:
         asked(table, model)
     assert [problem.message for problem in caught.value.problems] == [
@@ -246,15 +230,6 @@ def test_of_several_models_one_must_be_named(table: Path) -> None:
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
-
-
-def call(*words: str | Path, code: int = 0) -> str:
-    found = CliRunner().invoke(app, list(map(str, words)))
-    if code:
-        assert found.exception is not None
-        return str(found.exception)
-    assert found.exit_code == 0, found.output
-    return found.stdout
 
 
 def test_the_command_writes_csv_and_json_and_never_among_the_data(table: Path, tmp_path_factory: Any) -> None:
