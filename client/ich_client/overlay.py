@@ -75,7 +75,7 @@ def space(summary: Summary, chosen: Chosen, spec: CtVolume | MrVolume) -> Space:
     if isinstance(spec, CtVolume):
         volume = Volume(arrays["values"], arrays["affine"], "HU")
         return Space(volume, preprocess.ct_volume(volume, mask, spec).affine, mask)
-    volumes = {
+    volumes: dict[str, Volume] = {
         name: Volume(arrays[name], arrays[f"{name}.affine"], "intensity") for name in spec.sequences if name in arrays
     }
     return Space(next(iter(volumes.values())), preprocess.mr_volume(volumes, mask, spec).affine, mask)

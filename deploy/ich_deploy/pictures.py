@@ -36,12 +36,23 @@ def pictures(sites: Sequence[Site], study: StudyResult, federation: Path) -> lis
     head CT volumes, and of patients without an image.
     """
     cases = _cases(federation.parent / hospitals.DONE)
+    if not cases or not sites:
+        return []
     settings = sites[0].plan.federation
     spec = settings.modalities.image
-    if not cases or not isinstance(spec, CtVolume) or "image" not in settings.network.uses:
+    if not isinstance(spec, CtVolume) or "image" not in settings.network.uses:
         return []
-    held_out = [(site, fold) for site in sites if (fold := f"without:{site.hospital.name}") in study.folds]
+    generated = [site for site in sites if _generated(site, federation.parent / "data", cases)]
+    held_out = [(site, fold) for site in generated if (fold := f"without:{site.hospital.name}") in study.folds]
     return [_picture(site, fold, study, place, spec, cases) for site, fold in held_out for place in _two(site)]
+
+
+def _generated(site: Site, data: Path, cases: Mapping[tuple[str, str], Case]) -> bool:
+    """Whether a hospital's images are those that lie beside the mark: a demo's study may be run on other data."""
+    images, name = site.hospital.images, site.hospital.name
+    if images is None or not images.folder or not Path(images.folder).resolve().is_relative_to(data.resolve()):
+        return False
+    return all((name, patient) in cases for patient in site.hospital.patients.ids)
 
 
 def _cases(mark: Path) -> Mapping[tuple[str, str], Case]:
@@ -107,4 +118,4 @@ def truth_on(case: Case, volume: Volume, kind: str = BLOOD) -> Mask:
     x, y, z = scanner.CT[case.hospital].slices.origin
     affine = volume.affine.copy()
     affine[:3, 3] -= np.array([-x, -y, z])  # LPS, from the middle of the head
-    return anatomy.head(person, case.lesions, affine, volume.values.shape).lesion(kind)  # type: ignore[arg-type]
+    return anatomy.head(person, case.lesions, affine, volume.values.shape).lesion(kind)

@@ -44,6 +44,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cohorts]:
     study = (folder / "image_only.yaml").read_text()
     study = study.replace("rounds: 8", "rounds: 1").replace("epochs: 3", "epochs: 1").replace("cells: 10", "cells: 0")
     (folder / "quick.yaml").write_text(study)
+    for mapping in (folder / "hospitals").iterdir():
+        mapping.write_text(mapping.read_text() + "\nlimits: {small_cells: 0}\n")
     return folder, cohorts
 
 
@@ -83,6 +85,16 @@ def test_without_the_generators_mark_there_is_no_picture(demo: tuple[Path, Cohor
     assert pictures([], None, tmp_path / "federation.yaml") == []  # type: ignore[arg-type]
     (tmp_path / hospitals.DONE).write_text('{"kind": "mr", "seed": 1, "patients": {}}')
     assert pictures([], None, tmp_path / "federation.yaml") == []  # type: ignore[arg-type]
+
+
+def test_a_demos_study_on_other_data_has_no_picture(demo: tuple[Path, Cohorts], tmp_path: Path) -> None:
+    """The mark lies beside the study, the images do not: they could be anybody's."""
+    folder, _ = demo
+    for name in ("quick.yaml", "dictionary.yaml", hospitals.DONE):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    moved = Source(tmp_path / "quick.yaml", folder / "hospitals", folder / "data", folder.parent / "cache")
+    simulate(moved, tmp_path / "out", [42], Options(), Watch())
+    assert "data:image/png" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_picture_that_would_have_to_be_fetched_is_refused() -> None:
