@@ -8,12 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ich_client import models
 from ich_client.site import Site
 from ich_client.tasks import RefusedError
 from ich_client.train import Direction, fit
 from ich_models.batch import Batch, Patients
 from ich_models.errors import Code
-from ich_models.files import write_arrays, write_json
 from ich_models.folds import ALL, Fold, parse
 from ich_models.metrics import evaluate as measure
 from ich_models.metrics import youden_threshold
@@ -22,7 +22,6 @@ from ich_models.protocol import (
     CONSTANTS,
     LARGEST_LOSS,
     LOCAL,
-    PACKAGE,
     WEIGHTS,
     Answer,
     EvaluateReply,
@@ -306,21 +305,7 @@ def keep(site: Site, task: ModelTask, rows: Rows) -> tuple[ModelReply, Rows]:
     plan = site.plan
     mine = next(personal(site, [ALL], rows))
     tensors = {name: block[0] for name, block in mine.items()}
-    card = {
-        "study": plan.federation.name,
-        "federation": plan.hash,
-        "seed": plan.seed,
-        "outcome": plan.federation.task.outcome.model_dump(),
-        "predicts_at": plan.federation.task.predict_at,
-        "network": plan.federation.network.model_dump(),
-        "columns": list(plan.columns),
-        "threshold": task.threshold,
-        "sha256": rows_hash(rows),
-        "package": PACKAGE,
-        "use": "Research only. Not a medical device.",
-    }
-    write_arrays(site.models / "model.safetensors", tensors, card)
-    write_json(site.models / "card.json", card)
+    models.write(site.models, plan, tensors, task.threshold, rows_hash(rows))
     return ModelReply(hospital=site.hospital.name, sha256=rows_hash(rows)), {}
 
 
