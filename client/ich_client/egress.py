@@ -81,7 +81,8 @@ def _small(count: int, k: int) -> bool:
     return 0 < count < k
 
 
-def _few_of_a_class(labels: NDArray[np.int64], k: int) -> bool:
+def few_of_a_class(labels: NDArray[np.int64], k: int) -> bool:
+    """Whether the patients with the outcome, or those without, are a few."""
     events = int(labels.sum())
     return _small(events, k) or _small(len(labels) - events, k)
 
@@ -101,8 +102,8 @@ def _statistics(site: Site, reply: StatisticsReply) -> StatisticsReply:
     train = site.split(0).train
     rest = np.setdiff1d(np.arange(len(patients)), train)
     told_apart = [rows for part in reply.parts if part for rows in (site.split(part).train, site.split(part).test)]
-    few_events = [_few_of_a_class(patients.labels[rows], k) for rows in (np.arange(len(patients)), train, rest)]
-    in_parts = any(few_events) or any(_few_of_a_class(patients.labels[rows], k) for rows in told_apart)
+    few_events = [few_of_a_class(patients.labels[rows], k) for rows in (np.arange(len(patients)), train, rest)]
+    in_parts = any(few_events) or any(few_of_a_class(patients.labels[rows], k) for rows in told_apart)
     counts = np.concatenate([np.zeros(patients.table.shape[1], np.bool_), extras.counted(site.plan.extras)])
     hidden = _counts_of_few(site, (np.arange(len(patients)), train, rest, *told_apart))
     few = [np.where(counts, hidden, _few(site.told[rows], k)) for rows in (train, *told_apart)]
@@ -205,7 +206,7 @@ def _few_lack_it(site: Site, modality: str) -> bool:
     groups = [site.split(0).train]
     for part in range(1, (site.plan.federation.evaluation.folds or 0) + 1):
         groups += [site.split(part).train, site.split(part).test]
-    return any(_few_of_a_class(held[rows], site.small_cells) for rows in groups)
+    return any(few_of_a_class(held[rows], site.small_cells) for rows in groups)
 
 
 def _validation_losses(site: Site, losses: list[float | None]) -> list[float | None]:
@@ -223,7 +224,7 @@ def _thresholds(site: Site, reply: ThresholdReply) -> ThresholdReply:
     if (targets := site.hospital.patients.targets) is not None:
         few = [_few_have(int(n), int(having), k) for n, having in zip(*patients_of(targets[rows]), strict=True)]
     else:
-        few = [_few_of_a_class(site.hospital.patients.labels[rows], k)]
+        few = [few_of_a_class(site.hospital.patients.labels[rows], k)]
     hidden = few * (len(reply.thresholds) // len(few))
     return reply.model_copy(
         update={

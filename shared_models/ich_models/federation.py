@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 
 from ich_models import tokens
 from ich_models.errors import ConfigurationError, Problem
-from ich_models.image_spec import HAEMORRHAGES, CtSlices, ImageSpec
+from ich_models.image_spec import HAEMORRHAGES, CtSlices, CtVolume, ImageSpec, MrVolume
 from ich_models.networks.options import Dlmi, Hohoho, IchPro, NetworkOptions, WithText
 from ich_models.recipes import Recipe, Stage
 from ich_models.strategy_options import FedAvg, StrategyOptions
@@ -288,6 +288,13 @@ def _text_needs(federation: Federation) -> Iterator[Complaint]:
     if text is None:
         return
     yield from text.contradictions(table, task.outcome, task.timeline, task.predict_at)
+    if text.writer == "allowed" and not _shows_brains(federation.modalities.image):
+        message = "a language model is shown brain-masked slices, and no image of this study has them"
+        yield (
+            ("modalities", "text", "writer"),
+            message,
+            "add image: {kind: ct, brain: mask} or {kind: mr}, or leave it out",
+        )
     if not isinstance(network, WithText) or "text" not in network.uses:
         return
     places = {"text.positions": network.text.positions} | (
@@ -299,6 +306,10 @@ def _text_needs(federation: Federation) -> Iterator[Complaint]:
             yield ("modalities", "text", "tokens"), message, f"write tokens: {most}, or let the network take more"
     if text.vocabulary is None and all(name in table.variables for name in text.variables or table.predictors):
         yield from tokens.contradictions(tokens.built_in(text, table), network)
+
+
+def _shows_brains(image: ImageSpec | None) -> bool:
+    return isinstance(image, MrVolume) or (isinstance(image, CtVolume) and image.brain == "mask")
 
 
 def _network_needs(federation: Federation) -> list[tuple[tuple[str | int, ...], str, str]]:
