@@ -183,7 +183,7 @@ def asked(federation: Federation) -> Asked:
     return Asked(
         federation=federation.name,
         hash=federation.hash,
-        description=federation.description,
+        description=" ".join(federation.description.split()),  # it cannot pose as lines of ours
         outcome=f"{outcome.positive} outcome at {outcome.at} ({outcome.variable}: poor is {cut})",
         network=federation.network.name,
         strategy=federation.training.strategy.name,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ich_client import check as checks
-from ich_client import commands_join, commands_records, machine, needs
+from ich_client import commands_join, commands_model, commands_records, machine, needs
 from ich_client import home as homes
 from ich_client.check import Asked, FoldHere, Found, Predictor, Verdict
 from ich_client.check_images import images_tables
@@ -35,6 +35,7 @@ app = console.application(
 )
 commands_join.register(app)
 commands_records.register(app)
+commands_model.register(app)
 
 MOST_IN_FULL: Final = 8
 """Hospitals up to which each is shown in full; beyond that each has one line."""

@@ -290,6 +290,10 @@ class _Connection:
                 raise _StoppedError from trouble
             if pause == FIRST_RETRY:
                 log.warning("%s does not answer (%s); waiting for it", self._server.address, type(trouble).__name__)
+                if "CERTIFICATE_VERIFY_FAILED" in str(trouble):
+                    log.error(
+                        "what answers there has no certificate of this federation's CA: another server, or a proxy"
+                    )
             self._stop.wait(pause)
             pause = min(2 * pause, LONGEST_RETRY)
 

@@ -1,5 +1,7 @@
 """The hospital's folder: the kit, the key that never leaves, hospital.yaml, and where the client keeps its records."""
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -111,12 +113,11 @@ def create(path: Path, folder: Path) -> Home:
     folder's: whose CA it is was compared when the folder was made.
     """
     given = kit.read(path)
-    if (folder / "kit" / "kit.json").exists():
-        before = open_home(folder)
-        if before.authority != given.authority or before.name != given.facts.hospital:
-            which = "hospital" if before.name != given.facts.hospital else "federation (its CA is another)"
-            hint = "use a folder of its own (--home) for another federation"
-            raise ConfigurationError(f"this folder belongs to another {which} than the kit", where=str(path), hint=hint)
+    authority, name = _whose(folder)
+    if (authority or given.files[kit.CA], name or given.facts.hospital) != (given.files[kit.CA], given.facts.hospital):
+        which = "federation (its CA is another)" if name in (None, given.facts.hospital) else "hospital"
+        hint = "use a folder of its own (--home) for another federation"
+        raise ConfigurationError(f"this folder belongs to another {which} than the kit", where=str(path), hint=hint)
     for name, content in given.files.items():
         write_atomic(folder / "kit" / name, content)
     write_json(folder / "kit" / "kit.json", {"facts": given.facts.model_dump()})
@@ -126,6 +127,17 @@ def create(path: Path, folder: Path) -> Home:
     if not home.hospital.exists():
         write_atomic(home.hospital, _template(home).encode())
     return home
+
+
+def _whose(folder: Path) -> tuple[bytes | None, str | None]:
+    """CA and hospital of the kit that was unpacked here before, as far as they can be told; it may be broken."""
+    ca, facts = folder / "kit" / kit.CA, folder / "kit" / "kit.json"
+    name = None
+    if facts.exists():
+        with suppress(ValueError, AttributeError):
+            said = json.loads(facts.read_bytes()).get("facts", {}).get("hospital")
+            name = said if isinstance(said, str) else None
+    return (ca.read_bytes() if ca.exists() else None), name
 
 
 def _make_key(home: Home) -> None:

@@ -254,6 +254,11 @@ class Limits(Strict):
     """Counts below this do not leave the hospital, nor figures that tell them; the study may ask for more."""
     threads: PositiveInt = 1
     """Processor cores for training."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
+    """Where networks compute: cpu, cuda, cuda:1; auto takes the first CUDA device, if there is one."""
+    micro_batch: PositiveInt | None = None
+    """Patients at once on the device: a batch's gradient is added up over as many pieces as that takes. Where a loss
+    compares patients, or layers look at the batch, it cannot be, and the batch stays whole."""
     hours: Annotated[str, Field(pattern=rf"^{_HOUR}-{_HOUR}$")] | None = None
     """When this hospital trains, in local time, as in '19:00-06:00'; always, if it is left out."""
     studies: list[Name] | None = None
@@ -262,6 +267,8 @@ class Limits(Strict):
     """`required`: a study must be approved by people (ich-client approve); `all`: every study of the kit's server is."""
     send_metrics: bool = True
     """Whether figures of an evaluation may leave."""
+    hospitals: Annotated[int, Field(ge=2, le=10_000)] = 100
+    """How many hospitals a study may have: each is one more model of which this hospital tells figures."""
     answers: Annotated[int, Field(ge=1, le=1000)] = 5
     """How often the same is answered: a round after a resume; an evaluation. More would let a server probe."""
 

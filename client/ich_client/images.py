@@ -90,7 +90,8 @@ class Aside:
 @dataclass(frozen=True)
 class Chosen:
     """The image of one patient. `series`: uid, number, description and the reason for the choice; `key`: the acquired image
-    in the cache; `studies`: how many the patient has. For local eyes."""
+    in the cache, `prepared`: what is made of it; `studies`: how many the patient has; `kept`: of single images, which
+    acquired ones are used, and `instances`: their SOPInstanceUIDs. For local eyes."""
 
     patient: str
     study: str
@@ -104,6 +105,9 @@ class Chosen:
     problem: str
     seen: float
     key: str
+    prepared: str = ""
+    kept: tuple[int, ...] = ()
+    instances: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -556,6 +560,9 @@ def _chosen(one: _Patient) -> Chosen:
         problem=facts.get("problem", ""),
         seen=facts.get("seen", 1.0),
         key=one.task.acquired,
+        prepared=one.task.prepared,
+        kept=tuple(facts.get("kept", ())),
+        instances=tuple(map(tuple, facts.get("instances", ()))),
     )
 
 

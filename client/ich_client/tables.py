@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -53,6 +53,8 @@ class Hospital:
     warnings: tuple[Problem, ...]
     text: TextSummary | None = None
     images: Summary | None = None
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    """Published weights, where they lie here."""
     sentences: tuple[str | None, ...] = ()
 
 
@@ -126,7 +128,8 @@ def load_hospitals(
         source, found = texts.source(document, root, federation, sheet)
         problems += found
         loaded, found = _hospitals(parts, sheet, document, federation.value, source)
-        hospitals += loaded
+        weights = {name: root / path for name, path in document.value.weights.items()}
+        hospitals += [replace(hospital, weights=weights) for hospital in loaded]
         problems += found
         sources |= {hospital.name: _Source(document, sheet, parts, source) for hospital in loaded}
     if not mappings:

@@ -11,15 +11,19 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from ich_client import models
 from ich_client.app import build_app
 from ich_client.site import Site
+from ich_client.tables import Hospital
 from ich_deploy import source
 from ich_deploy.arms import compare
 from ich_deploy.grid import InProcessGrid, run_on_flower
+from ich_deploy.pictures import pictures
 from ich_deploy.source import Source
 from ich_models.errors import RunError
 from ich_models.files import read_json, write_json
-from ich_models.protocol import Answer
+from ich_models.folds import ALL
+from ich_models.protocol import Answer, rows_hash
 from ich_server import results
 from ich_server.report.page import write_report
 from ich_server.results import ArmFound
@@ -51,22 +55,24 @@ class Watch:
 
 
 def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, watch: Watch) -> results.Results:
-    """Run the study of every seed and write `results.json`, `results.csv` and `report.html` to `out`.
+    """Run the study of every seed and write `results.json`, `results.csv`, `report.html` and the models to `out`.
 
     Raises ConfigurationError, DataError or RunError. With `options.resume` the finished parts of an earlier run in
     `out` are taken over, and the numbers are those of an uninterrupted run.
     """
-    federation, _ = source.load(origin)
+    federation, hospitals = source.load(origin)
     studies: list[StudyResult] = []
     found: list[dict[str, ArmFound]] = []
     for seed in seeds:
-        plan = Plan(federation.value, seed)
+        plan = Plan(federation.value, seed, _weights(hospitals))
         folder = out / "seeds" / f"seed-{seed}"
         studies.append(_study(origin, plan, out, folder, options, watch))
+        _keep_model(plan, studies[-1], out / "model" / f"seed-{seed}")
         found.append(_arms(plan, _sites(origin, seed, out), studies[-1], folder / "arms.json", options, watch))
     whole = results.assemble(federation.value, seeds, studies, found)
     results.write(whole, out)
-    write_report(whole, out / "report.html")
+    photos = pictures(_sites(origin, seeds[0], out), studies[0], origin.federation)
+    write_report(whole, out / "report.html", photos)
     return whole
 
 
@@ -101,8 +107,20 @@ def client_app(origin: Source, out: Path) -> ClientApp:
 def _sites(origin: Source, seed: int, out: Path) -> tuple[Site, ...]:
     """Every hospital at work, sorted by name, made once per process; they share one plan, hence one network."""
     federation, hospitals = source.load(origin)
-    plan = Plan(federation.value, seed)
+    plan = Plan(federation.value, seed, _weights(hospitals))
     return tuple(Site(plan, hospital, out / "hospitals") for hospital in hospitals)
+
+
+def _weights(hospitals: Sequence[Hospital]) -> dict[str, Path]:
+    """Published weights, from whichever hospital names them: the study pins what is in them."""
+    return {name: path for hospital in hospitals for name, path in hospital.weights.items()}
+
+
+def _keep_model(plan: Plan, study: StudyResult, folder: Path) -> None:
+    """The model of all hospitals as a hospital would have kept it, for `ich-client predict --model`."""
+    rows = study.of([ALL])
+    tensors = {name: block[0] for name, block in rows.items()}
+    models.write(folder, plan, tensors, study.thresholds[ALL], rows_hash(rows))
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------

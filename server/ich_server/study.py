@@ -119,12 +119,14 @@ def run_study(
         finished.unlink(missing_ok=True)
     saved = checkpoint.load(folder, plan.hash, plan.seed)
     done = checkpoint.read(finished, plan.hash, plan.seed) if finished.exists() else None
-    members, absent = meet(grid, plan, hospitals, names)
+    before = done[1]["hospitals"] if done else saved.facts["hospitals"] if saved else {}
+    members, absent = meet(grid, plan, hospitals, names, before)
+    if before:
+        _check_unchanged(before, members)
     if done:
-        _check_unchanged(done[1]["hospitals"], members)
         return _load_result(*done)
     if saved:
-        _check_unchanged(saved.facts["hospitals"], members)
+        saved.facts["quarantined"] += [asdict(each) for each in absent if each.hospital not in before]
     study = _Study(grid, plan, members, saved or _beginning(plan, members, absent))
     while study.progress.round < plan.federation.training.rounds:
         report = study.train_round()
@@ -171,8 +173,8 @@ def _check_unchanged(then: Mapping[str, Any], members: Mapping[str, Member]) -> 
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if changed:
         raise RunError(
-            f"hospitals or their data have changed since the study began: {', '.join(changed)}",
-            hint="bring them back as they were, or start the study anew, without --resume",
+            f"the data of these hospitals has changed since the study began: {', '.join(changed)}",
+            hint="bring it back as it was, or start the study anew, without --resume",
         )
 
 

@@ -18,6 +18,18 @@ INTERRUPTED: Final = 130
 """Exit code after Ctrl-C."""
 
 
+class OneLine(logging.Formatter):
+    """Log lines that nobody else can write: what came from outside cannot begin a line, nor move the cursor.
+
+    Further lines of a message are indented, and control characters are written out.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record).replace("\r\n", "\n")
+        shown = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return shown.replace("\n", "\n    ")
+
+
 def application(help_text: str) -> typer.Typer:
     """A typer application in the commands' common manner."""
     return typer.Typer(help=help_text, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import interpolate, relu, softmax
 
 from ich_models.batch import Batch, Output
+from ich_models.networks.staged import Encoder
 
 Score = Callable[[Output], torch.Tensor]
 """What is explained: a number per patient, (B,)."""
@@ -28,6 +29,21 @@ def positive(output: Output) -> torch.Tensor:
 def of_type(index: int) -> Score:
     """The logits of one haemorrhage type, summed over a patient's slices: no slice touches another's."""
     return lambda output: output.logits[..., index].flatten(1).sum(1)
+
+
+def image_layers(network: nn.Module) -> tuple[str, ...]:
+    """Where class activation maps look: the last feature maps of every image encoder, as `grad_cam` takes them.
+
+    Raises ValueError for a network that looks at no image.
+    """
+    found = tuple(
+        f"{path}.{module.last}"
+        for path, module in network.named_modules()
+        if isinstance(module, Encoder) and module.modality == "image"
+    )
+    if not found:
+        raise ValueError("this network looks at no image | only an image can be explained by a map")
+    return found
 
 
 @contextmanager

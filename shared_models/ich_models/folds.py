@@ -11,6 +11,8 @@ from ich_models.federation import Evaluation
 from ich_models.strict import NAME
 
 ALL: Final = "all"
+WITHOUT: Final = "without:"
+"""Before the name of the hospital that a fold holds out."""
 
 _NAME: Final = re.compile(rf"{ALL}|without:(?P<hospital>{NAME})|part:(?P<part>[1-9][0-9]{{0,3}})")
 

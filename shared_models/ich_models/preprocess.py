@@ -29,10 +29,14 @@ class Slices:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One volume. `values`: (C, D, H, W); `seen`: the share of what was to be seen that lies within the array."""
+    """One volume. `values`: (C, D, H, W); `seen`: the share of what was to be seen that lies within the array.
+
+    `affine`: (4, 4) float64, an index (d, h, w, 1) of the array to mm in RAS, as `Volume` has it: the way back.
+    """
 
     values: Half
     seen: float
+    affine: NDArray[np.float64]
 
 
 # --- volumes ----------------------------------------------------------------------------------------------------------
@@ -48,7 +52,8 @@ def ct_volume(volume: Volume, mask: Mask | None, spec: CtVolume) -> Prepared:
     centre = _centre(inside)
     values = windows(_around(resampled.values, centre, spec.size, resampled.outside), spec.windows)
     within = _around(inside, centre, spec.size, False)
-    return Prepared((values * within).astype(np.float16), _share(within, inside))
+    affine = _placed(resampled, centre, spec.size)
+    return Prepared((values * within).astype(np.float16), _share(within, inside), affine)
 
 
 def mr_volume(volumes: Mapping[str, Volume], mask: Mask | None, spec: MrVolume) -> Prepared:
@@ -71,7 +76,8 @@ def mr_volume(volumes: Mapping[str, Volume], mask: Mask | None, spec: MrVolume) 
         if name in on_grid:
             scaled = z_scores(on_grid[name].values, own)
             values[channel] = _around(scaled, centre, spec.size, 0)
-    return Prepared(values, _share(_around(inside, centre, spec.size, False), inside))
+    seen = _share(_around(inside, centre, spec.size, False), inside)
+    return Prepared(values, seen, _placed(grid, centre, spec.size))
 
 
 def _mask_on(mask: Mask, volume: Volume, spacing: tuple[float, float, float]) -> Mask:
@@ -92,12 +98,24 @@ def _around(values: NDArray[Any], twice: Sequence[int], size: Sequence[int], out
     out = np.full(size, outside, values.dtype)
     source, target = [], []
     for have, want, double in zip(values.shape, size, twice, strict=True):
-        first = (double + 1) // 2 - want // 2  # an even box has its middle between two voxels
+        first = _first(double, want)
         low, high = max(first, 0), min(first + want, have)
         source.append(slice(low, max(low, high)))
         target.append(slice(low - first, max(low, high) - first))
     out[tuple(target)] = values[tuple(source)]
     return out
+
+
+def _first(double: int, want: int) -> int:
+    """Where a box of `want` voxels begins. An even box has its middle between two voxels."""
+    return (double + 1) // 2 - want // 2
+
+
+def _placed(volume: Volume, twice: Sequence[int], size: Sequence[int]) -> NDArray[np.float64]:
+    """The affine of what `_around` makes of a volume."""
+    affine = volume.affine.copy()
+    affine[:3, 3] = volume.world([_first(double, want) for double, want in zip(twice, size, strict=True)])
+    return affine
 
 
 def _share(within: Mask, inside: Mask) -> float:

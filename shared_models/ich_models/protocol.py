@@ -67,8 +67,8 @@ class Task(Strict):
     """What every request carries: the versions and the study that it belongs to."""
 
     protocol: int = PROTOCOL
-    package: str = PACKAGE
-    federation: str
+    package: Annotated[str, Field(max_length=64)] = PACKAGE
+    federation: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Hash of the federation file."""
     seed: int
 
@@ -370,5 +370,8 @@ def select(rows: Mapping[str, NDArray[np.floating]], indices: Sequence[int]) -> 
 
 def _plainly(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-    return f"{type(error).__name__}: {error}"
+        found = error.errors(include_input=False)
+        text = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in found[:5])
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return repr(text[:500])

@@ -1,8 +1,9 @@
 """What federation and seed alone decide, the same at the server and at every hospital: network, layouts, strategy."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ich_models import exchange
 from ich_models.clinical import columns
 from ich_models.exchange import Layout
 from ich_models.federation import Federation
+from ich_models.networks.pretrained import load_pinned
 from ich_models.networks.registry import DTYPES, OUTPUT_BIAS, build
 from ich_strategies import registry
 from ich_strategies.strategy import Strategy
@@ -20,10 +22,11 @@ from ich_strategies.strategy import Strategy
 
 @dataclass(frozen=True)
 class Plan:
-    """One study: a federation with one of its seeds."""
+    """One study: a federation with one of its seeds. `files`: weights that it pins, by name, where they lie here."""
 
     federation: Federation
     seed: int
+    files: Mapping[str, Path] = field(default_factory=dict, hash=False)
 
     @cached_property
     def hash(self) -> str:
@@ -37,8 +40,13 @@ class Plan:
 
     @cached_property
     def network(self) -> nn.Module:
-        """One network to compute with; whoever uses it loads the weights first."""
-        return self._fresh()
+        """One network to compute with; whoever uses it loads the weights that travel first.
+
+        Raises ConfigurationError if the weights of a frozen encoder are not here.
+        """
+        network = self._fresh()
+        load_pinned(network, self.files, frozen=True)
+        return network
 
     def _fresh(self) -> nn.Module:
         return build(self.federation.network, len(self.columns), self.seed, self.columns)
@@ -91,8 +99,13 @@ class Plan:
 
     @property
     def start(self) -> torch.Tensor:
-        """(1, size): the start values of what travels, made at each look."""
-        return exchange.row(self._fresh(), self.weights)
+        """(1, size): the start values of what travels, made at each look.
+
+        Raises ConfigurationError if weights that an encoder learns on from are not here.
+        """
+        network = self._fresh()
+        load_pinned(network, self.files, frozen=False)
+        return exchange.row(network, self.weights)
 
     def start_rows(self, log_odds: Sequence[float]) -> NDArray[np.floating]:
         """(F, size): the start values, the output bias at each fold's log-odds if the network asks for the prevalence."""

@@ -96,13 +96,27 @@ class Picture:
     caption: str
 
 
-def write_report(results: Results, path: Path) -> None:
-    """Write the report of `results` to `path`; the same bytes for the same results."""
-    write_atomic(path, render(results).encode())
+@dataclass(frozen=True)
+class Photo:
+    """A picture of a generated patient. `data`: a PNG as a data URI; `alt`: what is on it, in words."""
+
+    title: str
+    data: str
+    alt: str
+    caption: str
+
+    def __post_init__(self) -> None:
+        if not self.data.startswith("data:image/png;base64,"):
+            raise ValueError("a picture of the report is part of the page")
 
 
-def render(results: Results) -> str:
-    """The page."""
+def write_report(results: Results, path: Path, pictures: Sequence[Photo] = ()) -> None:
+    """Write the report of `results` to `path`; the same bytes for the same results and pictures."""
+    write_atomic(path, render(results, pictures).encode())
+
+
+def render(results: Results, pictures: Sequence[Photo] = ()) -> str:
+    """The page. `pictures`: of generated patients alone; a study of real ones has none."""
     main = main_arm(results)
     arm = results.arms[main] if main else None
     found = pooled(arm, "auroc") if arm else None
@@ -122,6 +136,7 @@ def render(results: Results) -> str:
         descriptions=[(arm_label(name), _description(results, name)) for name in in_order(results)],
         details=[_details(name, results.arms[name]) for name in in_order(results)],
         training=_training(results),
+        photos=pictures,
         quarantined=_quarantined(results),
         threshold=_threshold(results),
         intervals=results.intervals,

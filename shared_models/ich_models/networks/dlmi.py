@@ -1,6 +1,6 @@
 """DLMI (Huang and Chen): five haemorrhage types by slice; two backbones trained side by side, their probabilities averaged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -12,7 +12,7 @@ from ich_models.losses import PerSample, Term
 from ich_models.networks.encoders import ImageEncoder
 from ich_models.networks.options import Dlmi
 from ich_models.networks.slices import TYPES, all_slices, slice_features, sliced_bce, there
-from ich_models.networks.staged import StagedNetwork, StageRule
+from ich_models.networks.staged import Encoder, StagedNetwork, StageRule
 
 
 class Balance(nn.Module):
@@ -68,6 +68,10 @@ class DlmiNetwork(StagedNetwork):
         # log(mean p) - log(mean(1 - p)): the logit of the mean, finite however sure the members are
         mean = logsigmoid(together).logsumexp(0) - logsigmoid(-together).logsumexp(0)
         return Output(mean, found, {"image": batch.who("image") & real.any(1)})
+
+    def resting(self) -> Iterator[Encoder]:
+        """None: features are kept by modality, and every member has its own of the image."""
+        yield from ()
 
     def _member(self, output: Output, batch: Batch, *, name: str) -> PerSample:
         """One member's loss."""

@@ -8,7 +8,7 @@ from ich_models.losses import PerSample, Term, asymmetric, nt_xent, over_element
 from ich_models.networks.encoders import ImageEncoder
 from ich_models.networks.options import Hohoho
 from ich_models.networks.slices import TYPES, all_slices, slice_features, sliced_bce, there, turned
-from ich_models.networks.staged import StagedNetwork, StageRule
+from ich_models.networks.staged import Encoder, StagedNetwork, StageRule
 
 
 class SliceSequence(nn.Module):
@@ -86,6 +86,9 @@ class HohohoNetwork(StagedNetwork):
             return Output(self.output(features), {"image": features}, who)
         read = self.sequence(features, real)
         return Output(self.sequence_output(read), {"image": features, "sequence": read}, who)
+
+    def features(self, encoder: Encoder, batch: Batch) -> torch.Tensor:
+        return slice_features(encoder, all_slices(batch), batch)
 
     def _asymmetric(self, output: Output, batch: Batch) -> PerSample:
         losses = self.options.losses

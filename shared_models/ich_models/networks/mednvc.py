@@ -1,5 +1,6 @@
 """MedNVC (Liu and Shi): a masked-autoencoder image encoder whose features ask laboratory values, one way."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from ich_models.losses import PerSample, Term, masked_patches, outcome
 from ich_models.networks.encoders import ConvNeXtEncoder, block
 from ich_models.networks.fusion import OneWay, ValueTokens
 from ich_models.networks.options import MedNvc
-from ich_models.networks.staged import StagedNetwork, StageRule
+from ich_models.networks.staged import Encoder, StagedNetwork, StageRule
 from ich_models.networks.tabular import Standardise
 
 
@@ -54,6 +55,10 @@ class MedNvcNetwork(StagedNetwork):
             ),
         }
         self.enter("train")
+
+    def resting(self) -> Iterator[Encoder]:
+        """None: the laboratory values are asked between the encoder's halves."""
+        yield from ()
 
     def forward(self, batch: Batch) -> Output:
         if self.stage == "pretrain":

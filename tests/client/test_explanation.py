@@ -1,0 +1,196 @@
+"""Maps of one patient under each kind of network, texts turned to either outcome, and the command's files."""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from finished_model import call, finished
+from image_hospital import SLICES, VOLUME, files, make
+
+from ich_client import explanation, newcomers
+from ich_client.cache import Cache
+from ich_client.hospital import HospitalConfig
+from ich_client.images import Ask
+from ich_client.models import Model
+from ich_client.newcomers import Newcomers
+from ich_client.work import load_stack
+from ich_models.errors import DataError
+from ich_models.explain import grad_cam, of_type, score_cam
+from ich_models.networks.slices import TYPES
+from ich_models.tokens import encode
+from ich_models.yaml_config import load
+
+WINDOWS = SLICES.replace("}", ", windows: [[40, 80], [80, 200], [40, 380]]}")
+
+
+@pytest.fixture(scope="module")
+def scanned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two patients with head CTs, a third without; a fourth cannot be read."""
+    folder = make(tmp_path_factory.mktemp("scanned"), 2)
+    (folder / "table.csv").write_text((folder / "table.csv").read_text() + "P7,71,3\nP8,old,3\n")
+    return folder
+
+
+def given_of(folder: Path, model: Model, patient: str) -> Newcomers:
+    document = load(folder / "hospital.yaml", HospitalConfig)
+    return newcomers.load(document, folder, model.federation, folder / "cache", Ask(patient=patient))
+
+
+def explained(folder: Path, model: Model, patient: str) -> list[explanation.Look]:
+    return explanation.explain(model, given_of(folder, model, patient), patient)
+
+
+def test_a_volume_has_a_grad_cam_of_the_positive_outcome(scanned: Path) -> None:
+    files(scanned, image=VOLUME, network="{name: image_only, size: tiny}")
+    model = finished(scanned)
+    given = given_of(scanned, model, "P1")
+    (look,) = explanation.explain(model, given, "P1")
+    network = load_stack(model.plan, model.rows).network
+    batch = given.patients.batch(torch.float32).to(torch.float32, torch.device("cpu"))
+    np.testing.assert_allclose(look.values, grad_cam(network, batch, "image.net.layer4")[0].numpy(), atol=1e-6)
+    assert (look.name, look.method, look.values.shape) == ("poor", "Grad-CAM", (12, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["dlmi", "hohoho"])
+def test_each_type_is_explained_where_it_is_likeliest(name: str, scanned: Path) -> None:
+    stage = ", stages" if name == "hohoho" else ""
+    files(scanned, image=WINDOWS, network=f"{{name: {name}, size: tiny}}")
+    if stage:
+        study = (scanned / "federation.yaml").read_text()
+        (scanned / "federation.yaml").write_text(study.replace("[{rounds", "[{name: sequence, rounds"))
+    model = finished(scanned)
+    given = given_of(scanned, model, "P0")
+    looks = explanation.explain(model, given, "P0")
+    assert [look.name for look in looks] == list(TYPES)
+    alone = given.patients.batch(torch.float32).to(torch.float32, torch.device("cpu"))
+    network = load_stack(model.plan, model.rows).network
+    chances = torch.sigmoid(network.eval()(alone).logits[0]).detach().numpy()
+    for index, look in enumerate(looks):
+        assert list(look.shown) == sorted(np.argsort(-chances[:, index])[:3])
+        assert look.values.shape == (3, 32, 32)
+        assert look.probability == pytest.approx(float(chances[:, index].max()), abs=1e-6)
+    if name == "dlmi":  # slices do not feel each other: three of them have the maps that they have among all
+        layers = [f"members.{member}.net.layer4" for member in ("resnext", "se_resnet")]
+        whole = torch.stack([grad_cam(network, alone, layer, of_type(3)) for layer in layers]).mean(0)[0]
+        np.testing.assert_allclose(looks[3].values, whole[list(looks[3].shown)].numpy(), atol=1e-5)
+
+
+def test_who_has_nothing_to_show_is_told_so(scanned: Path) -> None:
+    files(scanned, image=VOLUME, network="{name: image_only, size: tiny}")
+    model = finished(scanned)
+    with pytest.raises(DataError, match="'P7' cannot be predicted: no usable image"):
+        explained(scanned, model, "P7")
+    with pytest.raises(DataError, match=r"'P8' cannot be predicted: .*'old'"):
+        explained(scanned, model, "P8")
+    files(scanned, image=VOLUME, network="{name: concat, size: tiny, modalities: [image, table]}")
+    with pytest.raises(DataError, match="'P7' has no usable image"):
+        explained(scanned, finished(scanned), "P7")
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+TEXT = "  text: {source: template, numbers: words, tokens: 16}\nnetwork:"
+VARIABLES = """\
+      age: {type: number, range: [20, 100], known_at: admission}
+      site: {type: category, levels: [lobar, deep, brainstem], known_at: admission}
+      ivh: {type: yes_no, known_at: admission}
+      weight: {type: number, range: [30, 200], known_at: admission}
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Model]:
+    """Two patients with an image and a text of four variables; the weight of both is unknown."""
+    folder = make(tmp_path_factory.mktemp("told"), 2, rows={-1: ",SITE,IVH,W", 0: ",deep,yes,", 1: ",lobar,no,"})
+    files(folder, image=VOLUME, network="{name: ichpro, size: tiny}")
+    study = (folder / "federation.yaml").read_text()
+    study = study.replace("      age: {type: number, known_at: admission}\n", VARIABLES)
+    study = study.replace("predictors: [age]", "predictors: [age, site, ivh, weight]").replace("network:", TEXT, 1)
+    (folder / "federation.yaml").write_text(study)
+    mapping = (folder / "hospital.yaml").read_text()
+    (folder / "hospital.yaml").write_text(mapping.replace("age: AGE", "age: AGE, site: SITE, ivh: IVH, weight: W"))
+    return folder, finished(folder, seed=1)
+
+
+def test_texts_are_turned_to_either_outcome_by_the_model_itself(told: tuple[Path, Model]) -> None:
+    """Each variable alone at each of its ends, by the network's own logits on sentences written here by hand."""
+    folder, model = told
+    given = given_of(folder, model, "P0")
+    network = load_stack(model.plan, model.rows).network.eval()
+    batch = given.patients.batch(torch.float32).to(torch.float32, torch.device("cpu"))
+    assert given.source is not None
+
+    def logit(age: str, site: str, ivh: str) -> float:
+        text = f"age {age}. site {site}. ivh {ivh}."
+        ids = torch.from_numpy(encode([text], given.source.vocabulary, 16).ids)  # type: ignore[union-attr]
+        shown = type(batch)(None, batch.label, batch.present, image=batch.image, text=ids)
+        return float(network(shown).logits.detach())
+
+    own = {"age": "low", "site": "deep", "ivh": "yes"}  # 50 years of 20 to 100
+    ends = {"age": ("lowest", "highest"), "site": ("lobar", "deep", "brainstem"), "ivh": ("no", "yes")}
+    chance = {name: {end: logit(**{**own, name: end}) for end in ends[name]} for name in ends}
+    good = {name: min(found, key=found.__getitem__) for name, found in chance.items()}
+    poor = {name: max(found, key=found.__getitem__) for name, found in chance.items()}
+    looks = explanation.explain(model, given, "P0")
+    assert [look.name for look in looks] == ["text-good", "text-poor"]
+    assert looks[0].text == "age {age}. site {site}. ivh {ivh}.".format(**good)
+    assert looks[1].text == "age {age}. site {site}. ivh {ivh}.".format(**poor)
+    for look, words in zip(looks, (good, poor), strict=True):
+        assert look.probability == pytest.approx(1 / (1 + np.exp(-logit(**words))), abs=1e-6)
+        assert look.method == "Score-CAM"
+    assert set(product(*ends.values())) >= {tuple(good.values()), tuple(poor.values())}
+
+
+def test_the_two_maps_are_score_cams_under_the_two_texts(told: tuple[Path, Model]) -> None:
+    folder, model = told
+    given = given_of(folder, model, "P0")
+    network = load_stack(model.plan, model.rows).network
+    batch = given.patients.batch(torch.float32).to(torch.float32, torch.device("cpu"))
+    assert given.source is not None
+    for look in explanation.explain(model, given, "P0"):
+        ids = torch.from_numpy(encode([look.text], given.source.vocabulary, 16).ids)
+        shown = type(batch)(None, batch.label, batch.present, image=batch.image, text=ids)
+        np.testing.assert_allclose(look.values, score_cam(network, shown, "image.net.layer4")[0].numpy(), atol=1e-6)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_pictures_maps_and_an_account(
+    told: tuple[Path, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = told
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "cache" not in path.parts}
+    words = ("explain", folder / "hospital.yaml", "--model", folder / "model", "--data", folder, "--patient", "P0")
+    said = call(*words, "--out", tmp_path / "out")
+    assert "text-good" in said
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"sheet.png", "image.nii", "text-good.nii", "text-poor.nii", "explanation.json"} <= names
+    pictures = [name for name in names if name.startswith("text-good-slice-")]
+    assert len(pictures) == len([name for name in names if name.startswith("text-poor-slice-")]) > 10
+    image, good = (nibabel.load(tmp_path / "out" / name) for name in ("image.nii", "text-good.nii"))
+    assert image.shape == good.shape == (64, 64, 26)
+    np.testing.assert_allclose(image.affine, good.affine)
+    account = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert [one["name"] for one in account["maps"]] == ["text-good", "text-poor"]
+    assert account["patients"][0]["patient"] == "P0"
+    assert account["model"]["federation"] == model.plan.hash
+    assert "into the hospital's data" in call(*words, "--out", folder / "pacs" / "x", code=1)
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and "cache" not in path.parts}
+    assert before == after, "the data are only read"
+
+
+def test_an_image_that_was_pushed_out_of_the_cache_is_read_anew(told: tuple[Path, Model], tmp_path: Path) -> None:
+    folder, model = told
+    given = given_of(folder, model, "P0")
+    assert given.images is not None
+    with Cache(Path(given.images.cache), 1e12) as store:
+        store.drop(given.images.chosen[0].key)
+    words = ("explain", folder / "hospital.yaml", "--model", folder / "model", "--data", folder, "--patient", "P0")
+    call(*words, "--out", tmp_path / "out")
+    assert (tmp_path / "out" / "image.nii").is_file()
