@@ -18,9 +18,10 @@ from ich_client.tables import Hospital, load_hospitals
 from ich_client.texts import TextSummary
 from ich_models import clinical
 from ich_models.errors import Code, ConfigurationError, DataError, Problem
-from ich_models.federation import Evaluation, Federation, load_federation
+from ich_models.federation import Federation, load_federation
 from ich_models.folds import folds_of
-from ich_models.metrics import METRICS
+from ich_models.metrics import METRICS, TYPE_METRICS
+from ich_models.networks.constants import MEAN, WITH
 from ich_models.variables import MISSING, Variable
 from ich_models.yaml_config import Document, load
 from ich_strategies.plan import Plan
@@ -232,8 +233,11 @@ def _sent(plan: Plan) -> list[Sent]:
             Sent("last round", f"per model: {plan.local.size:,} weights of the layers that stayed here till then")
         )
     if evaluation.threshold == "youden" or evaluation.choose_round == "best":
-        sent.append(Sent("after training", f"per model that trained here: the threshold chosen here{validation}"))
-    sent.append(Sent("evaluation", _figures(evaluation)))
+        chosen = (
+            "the threshold" if plan.federation.task.kind == "binary" else "the threshold of each type of haemorrhage"
+        )
+        sent.append(Sent("after training", f"per model that trained here: {chosen} chosen here{validation}"))
+    sent.append(Sent("evaluation", _figures(plan.federation)))
     sent.append(Sent("if it cannot", f"a code in place of the reply, without a text: {', '.join(Code)}"))
     return sent
 
@@ -248,12 +252,24 @@ def _statistics(plan: Plan) -> str:
     parts = plan.federation.evaluation.folds
     return (
         "the hospital's name, a hash of what may travel, patients, events, patients left out by reason, and for each of"
-        f" {len(plan.columns)} columns how many values are known, their mean and sum of squared deviations: of the training"
+        f" {len(plan.columns)} columns{_extras(plan)} how many values are known, their mean and sum of squared deviations: of the"
+        f" training"
         f" patients{f', and of these without each of {parts} parts' if parts else ''}"
     )
 
 
-def _figures(evaluation: Evaluation) -> str:
+def _extras(plan: Plan) -> str:
+    """What statistics hold beside the table, in words."""
+    said = []
+    if any(name.startswith(WITH) for name in plan.extras):
+        said.append("of each patient's slices with and without each type of haemorrhage")
+    if any(name.startswith(MEAN) for name in plan.extras):
+        said.append("of the mean and mean square of each patient's image")
+    return f", {' and '.join(said)}," if said else ""
+
+
+def _figures(federation: Federation) -> str:
+    evaluation = federation.evaluation
     tested = []
     if evaluation.leave_one_hospital_out:
         tested.append("the model that never saw this hospital")
@@ -262,6 +278,11 @@ def _figures(evaluation: Evaluation) -> str:
     elif evaluation.test is not None:
         tested.append("the model of all hospitals")
     each = f"patients, events and {len(METRICS)} metrics with 95 % intervals ({', '.join(METRICS)})"
+    if federation.task.kind == "slices":
+        each = (
+            "patients, events, and for each type of haemorrhage slices and patients with a label, those with the type and"
+            f" {len(TYPE_METRICS)} metrics with 95 % intervals ({', '.join(TYPE_METRICS)})"
+        )
     return f"for {' and for '.join(tested)}: {each}"
 
 

@@ -147,6 +147,8 @@ class Prepared:
     present: NDArray[np.bool_]
     slices: NDArray[np.bool_] | None
     targets: NDArray[np.float32] | None
+    instances: Mapping[str, tuple[tuple[str, ...], ...]]
+    """SOPInstanceUIDs of each patient's slices, in their order. For local eyes."""
     summary: Summary
     warnings: tuple[Problem, ...]
 
@@ -305,7 +307,12 @@ def _prepare(
         folder=str(finds.root) if finds else "",
         cache=str(store.folder),
     )
-    return Prepared(image, present, slices, targets, summary, tuple(_warnings(document, summary, spec, torn)))
+    instances = {
+        one.name: tuple(map(tuple, one.facts.get("instances", ()))) for one in patients if one.task is not None
+    }
+    return Prepared(
+        image, present, slices, targets, instances, summary, tuple(_warnings(document, summary, spec, torn))
+    )
 
 
 @contextmanager

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ich_client.features import with_frozen_features
 from ich_client.splits import Indices, Split, split
 from ich_client.state import State
 from ich_client.tables import Hospital
+from ich_models import extras
 from ich_models.batch import Batch
 from ich_models.errors import ConfigurationError
 from ich_models.folds import Fold
@@ -71,8 +73,19 @@ class Site:
     def moments(self, part: int) -> Moments:
         """Statistics of the training patients, validation left out."""
         if part not in self._moments:
-            self._moments[part] = moments(self.hospital.patients.take(self.split(part).train))
+            rows = self.split(part).train
+            self._moments[part] = moments(self.hospital.patients.take(rows), self.extras[rows])
         return self._moments[part]
+
+    @cached_property
+    def extras(self) -> NDArray[np.float64]:
+        """(N, E): what statistics hold of all patients beside the table."""
+        return extras.columns(self.hospital.patients, self.plan.extras)
+
+    @property
+    def told(self) -> NDArray[np.float64]:
+        """(N, D + E): what statistics are made of, the table's columns first."""
+        return np.hstack([self.hospital.patients.table, self.extras])
 
     def batch(self, part: int, role: str) -> Batch:
         """The 'train' or 'validation' patients as tensors."""
@@ -83,6 +96,4 @@ class Site:
 
     def constants(self, part: int) -> torch.Tensor:
         """(1, size): imputation and scaling by this hospital's own training patients (`scaling: hospital`)."""
-        own = self.moments(part).constants(scaled=True)
-        # a network that does not look at the table has none
-        return torch.from_numpy(own.reshape(1, -1)[:, : self.plan.constants.size]).to(self.plan.dtype)
+        return torch.from_numpy(self.plan.constants_row(self.moments(part)))

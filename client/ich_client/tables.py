@@ -56,6 +56,8 @@ class Hospital:
     weights: Mapping[str, Path] = field(default_factory=dict)
     """Published weights, where they lie here."""
     sentences: tuple[str | None, ...] = ()
+    instances: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    """SOPInstanceUIDs of each patient's slices, in their order, where the study looks at slices. Local only."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,9 @@ def _with_images(
             present={**hospital.patients.present, "image": made.present},
         )
         warnings = (*hospital.warnings, *made.warnings)
-        whole.append(replace(hospital, patients=patients, warnings=warnings, images=made.summary))
+        whole.append(
+            replace(hospital, patients=patients, warnings=warnings, images=made.summary, instances=made.instances)
+        )
     problems += _without_any(whole, sources) if ask.all else []
     if problems:
         raise DataError(dict.fromkeys(problems))

@@ -6,15 +6,15 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ich_client import models
+from ich_client import disagreements, models
 from ich_client.site import Site
 from ich_client.tasks import RefusedError
 from ich_client.train import Direction, fit
 from ich_models.batch import Batch, Patients
 from ich_models.errors import Code
 from ich_models.folds import ALL, Fold, parse
+from ich_models.losses import plain
 from ich_models.metrics import evaluate as measure
 from ich_models.metrics import youden_threshold
 from ich_models.networks.staged import enter
@@ -39,6 +39,7 @@ from ich_models.protocol import (
     rows_hash,
     select,
 )
+from ich_models.slice_metrics import evaluate_slices, slice_thresholds
 from ich_models.stack import Stack, stackable
 from ich_strategies.plan import Plan
 from ich_strategies.strategy import Strategy
@@ -248,9 +249,7 @@ def _validation_losses(stack: Stack, patients: Batch) -> torch.Tensor:
     """(F,) float64: mean loss of the weights as received; NaN without validation patients."""
     if not len(patients):
         return torch.full((stack.copies,), torch.nan, dtype=torch.float64)
-    logits = stack.logits(patients).double()
-    labels = patients.label.double().expand_as(logits)
-    return binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
+    return plain(stack.logits(patients).double(), patients.label.double())
 
 
 def _named(rows: Rows, prefix: str) -> Rows:
@@ -273,7 +272,11 @@ def thresholds(site: Site, task: ThresholdTask, rows: Rows) -> tuple[ThresholdRe
         split = site.split(fold.part or 0)
         rows_here = split.validation if len(split.validation) else split.train
         chosen = site.hospital.patients.take(rows_here)
-        found.append(youden_threshold(chosen.labels, predict(site.plan, own, chosen, site.device)[0]))
+        probabilities = predict(site.plan, own, chosen, site.device)[0]
+        if chosen.targets is not None:
+            found += slice_thresholds(chosen.targets, probabilities)
+        else:
+            found.append(youden_threshold(chosen.labels, probabilities))
         validation = _validation_losses(
             load_stack(site.plan, own, device=site.device), site.batch(fold.part or 0, "validation")
         )
@@ -290,9 +293,16 @@ def evaluate(site: Site, task: EvaluateTask, rows: Rows) -> tuple[EvaluateReply,
     for question in task.questions:
         indices = [task.folds.index(name) for name in question.folds]
         tested, probabilities = predictions(site, question.folds, select(rows, indices))
-        limits = np.concatenate([np.full(len(r), limit) for r, limit in zip(tested, question.thresholds, strict=True)])
-        labels = site.hospital.patients.labels[np.concatenate(tested)]
-        found = measure(labels, np.concatenate(probabilities), limits, seed=site.plan.seed)
+        by_fold = np.array(question.thresholds).reshape(len(question.folds), -1)
+        limits = np.concatenate([np.tile(own, (len(r), 1)) for r, own in zip(tested, by_fold, strict=True)])
+        everyone, scores = site.hospital.patients.take(np.concatenate(tested)), np.concatenate(probabilities)
+        labels, seed = everyone.labels, site.plan.seed
+        if everyone.targets is not None:
+            path = site.models / f"disagreements-{question.arm}.csv"
+            disagreements.write(site.hospital, np.concatenate(tested), scores, path)
+            found = evaluate_slices(len(labels), int(labels.sum()), everyone.targets, scores, limits, seed=seed)
+        else:
+            found = measure(labels, scores, limits[:, 0], seed=seed)
         answers.append(Answer.of(question.arm, found))
     return EvaluateReply(hospital=site.hospital.name, answers=answers), {}
 
@@ -305,7 +315,8 @@ def keep(site: Site, task: ModelTask, rows: Rows) -> tuple[ModelReply, Rows]:
     plan = site.plan
     mine = next(personal(site, [ALL], rows))
     tensors = {name: block[0] for name, block in mine.items()}
-    models.write(site.models, plan, tensors, task.threshold, rows_hash(rows))
+    by_type = {str(name): limit for name, limit in task.thresholds.items()}
+    models.write(site.models, plan, tensors, task.threshold, rows_hash(rows), by_type)
     return ModelReply(hospital=site.hospital.name, sha256=rows_hash(rows)), {}
 
 
@@ -333,5 +344,5 @@ def personal(site: Site, folds: Sequence[str], rows: Rows) -> Iterator[Rows]:
 
 
 def predict(plan: Plan, rows: Rows, patients: Patients, device: torch.device = CPU) -> Array:
-    """Probabilities (F, N) of the positive outcome for N patients, all that is known of them, under each row's model."""
+    """Probabilities (F, N), or (F, N, S, 5), of the positive outcome for N patients, all that is known of them, under each row's model."""
     return torch.sigmoid(load_stack(plan, rows, device=device).logits(patients.batch(plan.dtype)).double()).numpy()

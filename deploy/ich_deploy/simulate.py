@@ -25,6 +25,7 @@ from ich_models.files import read_json, write_json
 from ich_models.folds import ALL
 from ich_models.protocol import Answer, rows_hash
 from ich_server import results
+from ich_server.handover import thresholds
 from ich_server.report.page import write_report
 from ich_server.results import ArmFound
 from ich_server.study import RoundReport, StudyResult, run_study
@@ -120,7 +121,8 @@ def _keep_model(plan: Plan, study: StudyResult, folder: Path) -> None:
     """The model of all hospitals as a hospital would have kept it, for `ich-client predict --model`."""
     rows = study.of([ALL])
     tensors = {name: block[0] for name, block in rows.items()}
-    models.write(folder, plan, tensors, study.thresholds[ALL], rows_hash(rows))
+    threshold, by_type = thresholds(plan, study)
+    models.write(folder, plan, tensors, threshold, rows_hash(rows), by_type)
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ def _kept_arms(path: Path, about: Mapping[str, Any]) -> dict[str, ArmFound]:
         return {
             arm: ArmFound(
                 {name: Answer.model_validate(answer).evaluation() for name, answer in one["hospitals"].items()},
-                Answer.model_validate(one["pooled"]).evaluation(),
+                Answer.model_validate(one["pooled"]).evaluation() if one["pooled"] else None,
             )
             for arm, one in kept["arms"].items()
         }

@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 from flwr.serverapp import Grid
 
-from ich_models.clinical import bounds
 from ich_models.errors import Problem, RunError
 from ich_models.protocol import STATISTICS, PartStatistics, StatisticsReply, StatisticsTask, to_record
 from ich_models.statistics import Moments
@@ -116,7 +115,11 @@ def _gathered(grid: Grid, expected: int, deadline: float) -> list[int]:
 def _unsound(reply: StatisticsReply, plan: Plan, parts: Sequence[int]) -> Failure | None:
     """Statistics that are not of this federation's network and table."""
     widths = {len(column) for p in reply.parts.values() for column in (p.count, p.mean, p.m2)}
-    if reply.schema_hash != plan.schema or sorted(reply.parts) != list(parts) or widths != {len(plan.columns)}:
+    if (
+        reply.schema_hash != plan.schema
+        or sorted(reply.parts) != list(parts)
+        or widths != {len(plan.columns) + len(plan.extras)}
+    ):
         return Failure("another network or table than this federation's")
     counts = [(reply.patients, reply.events), *((p.patients, p.events) for p in reply.parts.values())]
     most = plan.federation.checks.patients
@@ -125,7 +128,7 @@ def _unsound(reply: StatisticsReply, plan: Plan, parts: Sequence[int]) -> Failur
     known = reply.patients if reply.events is None else reply.events
     if any(patients > reply.patients or (events or 0) > known for patients, events in counts):
         return Failure("more training patients than patients")
-    low, high = bounds(plan.federation.modalities.table)
+    low, high = plan.bounds
     for p in reply.parts.values():
         said = p.moments()
         given = said.count > 0

@@ -49,6 +49,11 @@ def parse(name: str) -> Fold:
     return Fold(name, match["hospital"], int(match["part"]) if match["part"] else None)
 
 
+def threshold_name(fold: str, label: str) -> str:
+    """Under which name a fold's threshold is kept: the fold's, or with the type after it where there are several."""
+    return f"{fold}/{label}" if label else fold
+
+
 def folds_of(evaluation: Evaluation, hospitals: Iterable[str]) -> tuple[Fold, ...]:
     """Every fold of a study, in the order in which they travel: all, one per hospital, one per part."""
     names = [ALL]

@@ -7,10 +7,10 @@ from torch import nn
 
 from ich_models.batch import Batch, Modality, Output
 from ich_models.losses import Term, outcome
+from ich_models.networks.constants import Standardise
 from ich_models.networks.encoders import ImageEncoder, TextEncoder
 from ich_models.networks.options import Concat, IchScore, ImageOnly
 from ich_models.networks.staged import StagedNetwork, StageRule, encoded, only
-from ich_models.networks.tabular import Standardise
 
 
 class ConcatNetwork(StagedNetwork):

@@ -9,11 +9,11 @@ from transformers.models.convnextv2.modeling_convnextv2 import ConvNextV2Layer
 
 from ich_models.batch import Batch, Output
 from ich_models.losses import PerSample, Term, masked_patches, outcome
+from ich_models.networks.constants import Standardise
 from ich_models.networks.encoders import ConvNeXtEncoder, block
 from ich_models.networks.fusion import OneWay, ValueTokens
 from ich_models.networks.options import MedNvc
 from ich_models.networks.staged import Encoder, StagedNetwork, StageRule
-from ich_models.networks.tabular import Standardise
 
 
 class Decoder(nn.Module):

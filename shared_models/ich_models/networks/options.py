@@ -263,6 +263,8 @@ class IchPro(Sized):
     image: ImageOptions = ResNet()
     channels: Size = 1
     """Of the volume."""
+    standardise: bool = True
+    """Each channel to mean 0 and standard deviation 1, by the training hospitals' statistics."""
     text: Bert = Bert()
     tokens: Annotated[int, Field(ge=4, le=512)] = 64
     """Longest text, a power of two."""
@@ -292,6 +294,7 @@ class IchPro(Sized):
 
     TINY: ClassVar[Mapping[str, Any]] = {
         "image": TINY_VOLUME,
+        "standardise": False,
         "text": {**TINY_TEXT, "positions": 32},
         "tokens": 32,
         "gram": "scaled",
