@@ -103,7 +103,7 @@ def run(*arguments: str | Path, folder: Path | None = None) -> subprocess.Comple
 def call(script: str, *arguments: str | Path) -> str:
     """The standard output of a command that must succeed, run in this process."""
     found = CliRunner().invoke(SCRIPTS[script], list(map(str, arguments)), prog_name=script, catch_exceptions=False)
-    assert found.exit_code == 0, found.output
+    assert found.exit_code in (0, *((10, 11) if arguments[0] == "check" else ())), found.output
     return found.stdout
 
 
@@ -266,9 +266,11 @@ def test_check_says_what_the_table_holds(study: Path) -> None:
     assert (east["name"], east["patients"], east["events"], east["prevalence"]) == ("east", 6, 3, 0.5)
     assert east["excluded"] == {"outcome unknown": 1}
     assert east["small_cells"] == {"federation": 12, "hospital": 15, "k": 15}
-    assert [warning["message"] for warning in east["warnings"]] == [
+    assert east["warnings"] == []
+    assert [problem["message"] for problem in east["refused"]] == [
         "hospital 'east' will not take part: sums over 3 patients would leave, and k is 15"
     ]
+    assert (east["folds"], east["withheld"]) == ([], []), "nothing is trained or withheld where nobody takes part"
     empty = {"unit": None, "low": None, "high": None, "levels": {}, "known_at": "admission"}
     assert east["predictors"] == [
         {**empty, "name": "age", "unit": "years", "missing": 1, "low": 55.0, "high": 90.0},
@@ -277,10 +279,20 @@ def test_check_says_what_the_table_holds(study: Path) -> None:
     ]
 
 
-def test_check_says_which_models_a_hospital_trains(study: Path) -> None:
-    found = found_at(study, "--hospitals", study / "hospitals")
-    east, west = found["hospitals"]
+def test_check_says_which_models_a_hospital_trains(study: Path, tmp_path: Path) -> None:
+    east, west = found_at(study, "--hospitals", study / "hospitals")["hospitals"]
+    assert (east["folds"], west["folds"]) == ([], [])
     assert west["small_cells"]["k"] == 12  # a hospital can only tighten
+    (tmp_path / "federation.yaml").write_text(FEDERATION.replace("small_cells: 12", "small_cells: 0"))
+    (tmp_path / "east.yaml").write_text(MAPPING.format(name="east", k=3))
+    told = json.loads(
+        call("ich-client", "check", tmp_path / "federation.yaml", tmp_path / "east.yaml", "--data", study, "--json")
+    )
+    (east,) = told["hospitals"]
+    assert (told["verdict"], east["refused"]) == ("ready", [])
+    assert east["withheld"] == ["how many were left out: outcome unknown"], (
+        "one patient, and k is 3; 3 of 6 have events"
+    )
     assert [tuple(fold.values()) for fold in east["folds"]] == [
         ("all", 6, 0, 0),
         ("without:OTHER", 6, 0, 0),
@@ -306,7 +318,7 @@ def test_nothing_is_sent_that_check_does_not_tell_of() -> None:
     assert {kind.__name__: " ".join(kind.model_fields) for kind in REPLIES} == {
         "StatisticsReply": "hospital schema_hash patients events excluded parts",
         "PartStatistics": "patients events count mean m2",
-        "TrainReply": "hospital patients losses validation_losses",
+        "TrainReply": "hospital patients losses validation_losses seen",
         "ThresholdReply": "hospital thresholds validation_losses",
         "EvaluateReply": "hospital answers",
         "Answer": "arm patients events metrics",
@@ -348,13 +360,16 @@ def test_layers_that_stay_at_the_hospital_are_sent_once(study: Path, tmp_path: P
 
 def test_check_on_the_terminal(study: Path) -> None:
     done = run("ich-client", "check", "federation.yaml", "--hospitals", "hospitals", "--data", ".", folder=study)
-    assert done.returncode == 0
-    assert done.stderr.count("will not take part") == 2, "six and twelve patients, and k is 15 and 12"
+    assert done.returncode == 11
+    assert done.stderr.count("not ready: hospital") == 2, "six and twelve patients, and k is 15 and 12"
     text = " ".join(done.stdout.split())
     assert "Hospital east patients 6 events 3 (50.0 %) left out outcome unknown: 1 small cells k = 15" in text
     assert "age admission 1 55 to 90 years" in text
     assert "site admission 1 lobar: 2, deep: 3" in text
-    assert "without:east is held out 0 0 6" in text
+    assert "takes part no: hospital 'east' will not take part: sums over 3 patients" in text
+    assert "is held out" not in text, "a hospital that is refused trains nothing and is tested on nothing"
+    assert "This machine GPU" in text
+    assert text.endswith(" not ready")
 
 
 def test_warnings_go_to_the_standard_error_and_stand_in_the_json(study: Path, tmp_path: Path) -> None:
@@ -363,13 +378,16 @@ def test_warnings_go_to_the_standard_error_and_stand_in_the_json(study: Path, tm
     )
     command = ("ich-client", "check", study / "federation.yaml", tmp_path / "hospital.yaml", "--data", study)
     done = run(*command)
-    assert done.returncode == 0
+    assert done.returncode == 11, "k is the study's 12"
     assert "warning: " in done.stderr
     assert "the study has no variable 'ages'" in done.stderr
     assert "warning: " not in done.stdout
-    unknown, few = json.loads(call(*command, "--json"))["hospitals"][0]["warnings"]
+    told = json.loads(call(*command, "--json"))
+    (unknown,) = told["hospitals"][0]["warnings"]
     assert unknown["message"] == "the study has no variable 'ages'"
-    assert few["message"].endswith("sums over 3 patients would leave, and k is 12")
+    assert told["hospitals"][0]["refused"][0]["message"].endswith("sums over 3 patients would leave, and k is 12")
+    (tmp_path / "federation.yaml").write_text(FEDERATION.replace("small_cells: 12", "small_cells: 0"))
+    assert run(*command[:2], tmp_path / "federation.yaml", *command[3:]).returncode == 10
 
 
 @pytest.mark.realdata
@@ -379,7 +397,7 @@ def test_check_on_heart_disease(repository: Path, shared_data: Path) -> None:
         *("ich-client", "check", folder / "loho.yaml", "--hospitals", folder / "hospitals"),
         *("--data", shared_data / "heart_disease", "--json"),
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (10, ""), "one hospital never measured cholesterol"
     found = json.loads(done.stdout)
     hospitals = {one["name"]: one for one in found["hospitals"]}
     assert {name: one["patients"] for name, one in hospitals.items()} == {
@@ -413,7 +431,7 @@ def test_many_hospitals_have_one_line_each(repository: Path, shared_data: Path) 
     text = call("ich-client", "check", folder / "death_or_dependency.yaml", mapping, "--data", data)
     lines = [line.split() for line in text.splitlines() if line.startswith(("ist-", "all "))]
     assert len(lines) == 50
-    assert lines[-1] == ["all", "8,149", "5,323", "29", "0"]
+    assert lines[-1] == ["all", "49", "8,149", "5,323", "29", "0"]
 
 
 # --- ich-server -------------------------------------------------------------------------------------------------------

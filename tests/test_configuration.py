@@ -48,7 +48,9 @@ def test_committed_schema_is_what_the_models_say_now(kind: str) -> None:
 
 def shipped(kind: str) -> Iterator[Path]:
     root = DOCS.parent
-    for path in [*root.glob("examples/*/*.yaml"), *root.glob("deploy/ich_deploy/demo/study/*.yaml")]:
+    demos = root / "deploy/ich_deploy/demo"
+    with_images = [path for path in demos.glob("studies/*/*.yaml") if path.name != "dictionary.yaml"]
+    for path in [*root.glob("examples/*/*.yaml"), *demos.glob("study/*.yaml"), *with_images]:
         yield from sorted(path.parent.glob("hospitals/*.yaml")) if kind == "hospital" else [path]
 
 

@@ -164,7 +164,7 @@ def _site(federation: Path, hospital: Path, data: Path, state: Path, seed: int) 
     found = load_hospitals([load(hospital, HospitalConfig)], data, document, state / "cache")
     if len(found) != 1:
         raise ConfigurationError(f"{len(found)} hospitals in one file", where=str(hospital), hint="leave out split_by")
-    return Site(Plan(document.value, seed), found[0], state)
+    return Site(Plan(document.value, seed, found[0].weights), found[0], state)
 
 
 app = build_app(site_of_node)

@@ -104,6 +104,13 @@ class Cache:
         """Remove an entry, if it is there."""
         self._remove(self._entry(key))
 
+    def size(self, key: str) -> int:
+        """Bytes of an entry; 0 if it is not there."""
+        try:
+            return sum(path.stat().st_size for path in self._entry(key).iterdir())
+        except OSError:
+            return 0
+
     def _entry(self, key: str) -> Path:
         return self._entries / key[:2] / key
 

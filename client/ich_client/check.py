@@ -1,7 +1,8 @@
-"""What `ich-client check` finds: a hospital's table as the study sees it, and what the study will ask of the hospital."""
+"""What `ich-client check` finds: a hospital's data as the study sees them, what it will be asked for, whether it is ready."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from numpy.typing import NDArray
 from ich_client import egress
 from ich_client.hospital import HospitalConfig, load_mappings
 from ich_client.images import EVERYBODY, Ask, Summary
+from ich_client.machine import Line
 from ich_client.splits import split
 from ich_client.tables import Hospital, load_hospitals
 from ich_client.texts import TextSummary
 from ich_models import clinical
 from ich_models.errors import Code, ConfigurationError, DataError, Problem
-from ich_models.federation import Evaluation, Federation, load_federation
+from ich_models.federation import Federation, load_federation
 from ich_models.folds import folds_of
-from ich_models.metrics import METRICS
+from ich_models.metrics import METRICS, TYPE_METRICS
+from ich_models.networks.constants import MEAN, WITH
 from ich_models.variables import MISSING, Variable
 from ich_models.yaml_config import Document, load
 from ich_strategies.plan import Plan
@@ -82,12 +85,13 @@ class Asked:
     seeds: tuple[int, ...]
     columns: tuple[str, ...]
     text: str | None
+    quorum: str
     sent: tuple[Sent, ...]
 
 
 @dataclass(frozen=True)
 class Found:
-    """One hospital: local counts, in full."""
+    """One hospital: local counts, in full. `refused`: why it will not take part; `withheld`: what will not leave it."""
 
     name: str
     patients: int
@@ -97,8 +101,31 @@ class Found:
     folds: tuple[FoldHere, ...]
     small_cells: SmallCells
     text: TextSummary | None
+    refused: tuple[Problem, ...]
+    withheld: tuple[str, ...]
     warnings: tuple[Problem, ...]
     images: Summary | None
+
+
+class Verdict(IntEnum):
+    """How `ich-client check` ends where files and data can be used; also its exit code. 1 to 4 are errors."""
+
+    READY = 0
+    WARNINGS = 10
+    NOT_READY = 11
+
+    def __str__(self) -> str:
+        return {0: "ready", 10: "ready, with warnings", 11: "not ready"}[self]
+
+
+def verdict(hospitals: Sequence[Found], machine: Sequence[Line]) -> Verdict:
+    """The worst of all that was found."""
+    states = {line.state for line in machine}
+    if "not ready" in states or any(one.refused for one in hospitals):
+        return Verdict.NOT_READY
+    if "warning" in states or any(one.warnings for one in hospitals):
+        return Verdict.WARNINGS
+    return Verdict.READY
 
 
 def read(
@@ -108,8 +135,8 @@ def read(
     data: Path,
     cache: Path | None = None,
     ask: Ask = EVERYBODY,
-) -> tuple[Federation, tuple[Hospital, ...]]:
-    """The study and the hospitals of all mappings; `cache` and `ask` as in `load_hospitals`.
+) -> tuple[Federation, tuple[Hospital, ...], tuple[Document[HospitalConfig], ...]]:
+    """The study, the hospitals of all mappings, and these; `cache` and `ask` as in `load_hospitals`.
 
     Raises ConfigurationError with every problem of every configuration file, or, where these are sound, DataError with
     every problem of every table.
@@ -143,7 +170,7 @@ def read(
     if ask.patient is not None and not any(ask.patient in hospital.patients.ids for hospital in found):
         hint = "it must be written as in the column table.patient, and have a known outcome"
         raise DataError(f"no patient '{ask.patient}' takes part", where="--patient", hint=hint)
-    return federation.value, found
+    return federation.value, found, tuple(documents)
 
 
 # --- the study --------------------------------------------------------------------------------------------------------
@@ -157,7 +184,7 @@ def asked(federation: Federation) -> Asked:
     return Asked(
         federation=federation.name,
         hash=federation.hash,
-        description=federation.description,
+        description=" ".join(federation.description.split()),  # it cannot pose as lines of ours
         outcome=f"{outcome.positive} outcome at {outcome.at} ({outcome.variable}: poor is {cut})",
         network=federation.network.name,
         strategy=federation.training.strategy.name,
@@ -165,6 +192,7 @@ def asked(federation: Federation) -> Asked:
         seeds=tuple(federation.training.seeds),
         columns=plan.columns,
         text=_text(federation),
+        quorum=_quorum(federation),
         sent=tuple(_sent(plan)),
     )
 
@@ -176,7 +204,17 @@ def _text(federation: Federation) -> str | None:
         return None
     read = f"reports of {text.known_at}" if text.source == "report" else f"sentences of {', '.join(federation.spoken)}"
     vocabulary = f"the vocabulary {text.vocabulary.name}" if text.vocabulary else "the built-in vocabulary"
+    if text.writer == "allowed":
+        read += ", or what a language model inside the hospital writes from the image, if the hospital has one"
     return f"{read}; {text.tokens} tokens of {vocabulary}"
+
+
+def _quorum(federation: Federation) -> str:
+    """With how many hospitals the study begins and goes on."""
+    least = federation.quorum.hospitals
+    if least is None:
+        return "begins with every admitted hospital; a round needs more than half of them"
+    return f"begins, and goes on, with {least} hospitals or more"
 
 
 def _sent(plan: Plan) -> list[Sent]:
@@ -188,29 +226,50 @@ def _sent(plan: Plan) -> list[Sent]:
     validation = ", validation loss" if evaluation.validation is not None else ""
     sent = [
         Sent("before round 1", _statistics(plan)),
-        Sent("each round", f"{each_round}, training patients, training loss{validation}"),
+        Sent("each round", f"{each_round}, training patients, training loss{validation}{_seen(plan)}"),
     ]
     if plan.local.size:
         sent.append(
             Sent("last round", f"per model: {plan.local.size:,} weights of the layers that stayed here till then")
         )
     if evaluation.threshold == "youden" or evaluation.choose_round == "best":
-        sent.append(Sent("after training", f"per model that trained here: the threshold chosen here{validation}"))
-    sent.append(Sent("evaluation", _figures(evaluation)))
+        chosen = (
+            "the threshold" if plan.federation.task.kind == "binary" else "the threshold of each type of haemorrhage"
+        )
+        sent.append(Sent("after training", f"per model that trained here: {chosen} chosen here{validation}"))
+    sent.append(Sent("evaluation", _figures(plan.federation)))
     sent.append(Sent("if it cannot", f"a code in place of the reply, without a text: {', '.join(Code)}"))
     return sent
+
+
+def _seen(plan: Plan) -> str:
+    """Counts of who has what an encoder reads."""
+    read = sorted({modality for _, modality in plan.segments})
+    return f", how many of these patients have {' and '.join(read)} (unless all have)" if read else ""
 
 
 def _statistics(plan: Plan) -> str:
     parts = plan.federation.evaluation.folds
     return (
         "the hospital's name, a hash of what may travel, patients, events, patients left out by reason, and for each of"
-        f" {len(plan.columns)} columns how many values are known, their mean and sum of squared deviations: of the training"
+        f" {len(plan.columns)} columns{_extras(plan)} how many values are known, their mean and sum of squared deviations: of the"
+        f" training"
         f" patients{f', and of these without each of {parts} parts' if parts else ''}"
     )
 
 
-def _figures(evaluation: Evaluation) -> str:
+def _extras(plan: Plan) -> str:
+    """What statistics hold beside the table, in words."""
+    said = []
+    if any(name.startswith(WITH) for name in plan.extras):
+        said.append("of each patient's slices with and without each type of haemorrhage")
+    if any(name.startswith(MEAN) for name in plan.extras):
+        said.append("of the mean and mean square of each patient's image")
+    return f", {' and '.join(said)}," if said else ""
+
+
+def _figures(federation: Federation) -> str:
+    evaluation = federation.evaluation
     tested = []
     if evaluation.leave_one_hospital_out:
         tested.append("the model that never saw this hospital")
@@ -219,6 +278,11 @@ def _figures(evaluation: Evaluation) -> str:
     elif evaluation.test is not None:
         tested.append("the model of all hospitals")
     each = f"patients, events and {len(METRICS)} metrics with 95 % intervals ({', '.join(METRICS)})"
+    if federation.task.kind == "slices":
+        each = (
+            "patients, events, and for each type of haemorrhage slices and patients with a label, those with the type and"
+            f" {len(TYPE_METRICS)} metrics with 95 % intervals ({', '.join(TYPE_METRICS)})"
+        )
     return f"for {' and for '.join(tested)}: {each}"
 
 
@@ -227,6 +291,10 @@ def _figures(evaluation: Evaluation) -> str:
 
 def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Found, ...]:
     """What every hospital brings."""
+    refused = {hospital.name: tuple(_refused(federation, hospital)) for hospital in hospitals}
+    willing = sum(not problems for problems in refused.values())
+    short = tuple(_too_few(federation, willing, len(hospitals)))
+    refused = {name: (*problems, *short) for name, problems in refused.items()}
     return tuple(
         Found(
             name=hospital.name,
@@ -234,17 +302,20 @@ def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Foun
             events=int(hospital.patients.labels.sum()),
             excluded={str(reason): count for reason, count in hospital.excluded.items()},
             predictors=_predictors(federation, hospital.patients.table),
-            folds=_folds(federation, hospital),
+            folds=() if refused[hospital.name] else _folds(federation, hospital),
             small_cells=SmallCells(federation.evaluation.small_cells, hospital.limits.small_cells),
             text=hospital.text,
-            warnings=(*hospital.warnings, *_too_small(federation, hospital)),
+            refused=refused[hospital.name],
+            withheld=() if refused[hospital.name] else tuple(_withheld(federation, hospital)),
+            warnings=hospital.warnings,
             images=hospital.images,
         )
         for hospital in hospitals
     )
 
 
-def _too_small(federation: Federation, hospital: Hospital) -> Iterator[Problem]:
+def _refused(federation: Federation, hospital: Hospital) -> Iterator[Problem]:
+    """Why this hospital's client would answer with a code (SMALL_CELLS, POLICY) in place of its part in the study."""
     k = max(federation.evaluation.small_cells, hospital.limits.small_cells)
     smallest = egress.smallest_group(hospital.patients.labels, federation.evaluation)
     if smallest < k:
@@ -252,6 +323,45 @@ def _too_small(federation: Federation, hospital: Hospital) -> Iterator[Problem]:
             f"hospital '{hospital.name}' will not take part: sums over {smallest} patients would leave, and k is {k}",
             hint="a study with fewer folds needs fewer patients; k is small_cells of the study and of this hospital",
         )
+    studies = hospital.limits.studies
+    if studies is not None and federation.name not in studies:
+        message = f"hospital '{hospital.name}' will not take part: its limits.studies does not name '{federation.name}'"
+        yield Problem(message, hint=f"add {federation.name} to limits.studies, if people here want to take part")
+
+
+def _too_few(federation: Federation, willing: int, all_of_them: int) -> Iterator[Problem]:
+    """Where hospitals are looked at together: whether they make a quorum. A single one cannot know."""
+    least = federation.quorum.hospitals or 1
+    if all_of_them > 1 and willing < least:
+        message = f"{willing} of these {all_of_them} hospitals would take part, and the study needs {least}"
+        yield Problem(message, hint="lower quorum.hospitals in federation.yaml, or find more hospitals")
+
+
+def _withheld(federation: Federation, hospital: Hospital) -> Iterator[str]:
+    """What the small-cell rule (egress.py) will keep here of what the study asks for, as far as the table tells."""
+    evaluation, labels = federation.evaluation, hospital.patients.labels
+    k = max(evaluation.small_cells, hospital.limits.small_cells)
+    events = int(labels.sum())
+    if egress.few_of_a_class(labels, k):
+        yield f"the number of events ({events:,} of {len(labels):,})"
+        if evaluation.leave_one_hospital_out:
+            yield "every figure of the model that never saw this hospital"
+    first = split(labels, evaluation, 0)
+    chosen = first.validation if len(first.validation) else first.train
+    if evaluation.threshold == "youden" and egress.few_of_a_class(labels[chosen], k):
+        yield f"the threshold chosen here, among {len(chosen):,} patients with {int(labels[chosen].sum()):,} events"
+    if evaluation.validation is not None and len(first.validation) < k:
+        yield f"the validation loss, of {len(first.validation):,} patients"
+    if evaluation.test is not None and (len(first.test) < k or egress.few_of_a_class(labels[first.test], k)):
+        yield f"every figure of the test, of {len(first.test):,} patients with {int(labels[first.test].sum()):,} events"
+    for reason, count in hospital.excluded.items():
+        if 0 < count < k:
+            yield f"how many were left out: {reason}"
+    for modality in sorted({*federation.network.uses} - {"table"}):
+        if egress.few_of_a_class(hospital.patients.holding(modality)[first.train].astype(np.int64), k):
+            yield f"how many training patients have {modality}"
+    if not hospital.limits.send_metrics:
+        yield "every figure of every evaluation (limits.send_metrics)"
 
 
 OTHERS = "without:OTHER"
@@ -304,10 +414,12 @@ def _category(name: str, variable: Variable, columns: Mapping[str, NDArray[np.fl
 # --- as JSON ----------------------------------------------------------------------------------------------------------
 
 
-def as_json(study: Asked, hospitals: Sequence[Found]) -> dict[str, Any]:
+def as_json(study: Asked, hospitals: Sequence[Found], machine: Sequence[Line]) -> dict[str, Any]:
     """Everything, as JSON values."""
     return {
+        "verdict": str(verdict(hospitals, machine)),
         "study": asdict(study),
+        "machine": [asdict(line) for line in machine],
         "hospitals": [
             {
                 **asdict(one),

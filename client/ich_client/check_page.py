@@ -15,9 +15,10 @@ from scipy import ndimage
 
 from ich_client import study_images
 from ich_client.cache import Cache
-from ich_client.check import Asked, Found
+from ich_client.check import Asked, Found, verdict
 from ich_client.check_images import facts, named, reasons
 from ich_client.images import Chosen, Summary
+from ich_client.machine import Line
 from ich_client.tables import Hospital
 from ich_models.image_spec import BRAIN, ImageSpec
 from ich_models.preprocess import whole_within
@@ -41,7 +42,9 @@ figure img{display:block;background:#000}figcaption{font-size:12px;line-height:1
 """
 
 
-def page(asked: Asked, found: Sequence[Found], spec: ImageSpec | None, hospitals: Sequence[Hospital]) -> str:
+def page(
+    asked: Asked, found: Sequence[Found], lines: Sequence[Line], spec: ImageSpec | None, hospitals: Sequence[Hospital]
+) -> str:
     """The page as HTML; nothing in it is fetched from anywhere."""
     parts = [
         "<!DOCTYPE html>",
@@ -49,10 +52,15 @@ def page(asked: Asked, found: Sequence[Found], spec: ImageSpec | None, hospitals
         f"<title>Check of {escape(asked.federation)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{escape(asked.description or asked.federation)}</h1>",
         '<p class="local">This page shows patients. It is for the hospital itself and must not be sent on.</p>',
+        f"<p><strong>{escape(str(verdict(found, lines)))}</strong></p>",
         _table((), [("study", asked.federation), ("hash", asked.hash), ("outcome", asked.outcome)]),
+        "<h2>What the study takes</h2>",
+        _table(("when", "what"), [(each.when, each.what) for each in asked.sent]),
     ]
     for one, hospital in zip(found, hospitals, strict=True):
         parts += _hospital(one, hospital, spec)
+    about = [(line.name, line.told, "" if line.state == "well" else line.state, line.hint) for line in lines]
+    parts += ["<h2>This machine</h2>", _table(("what", "found", "", "what to do"), about)]
     return "\n".join([*parts, "</body></html>", ""])
 
 
@@ -60,12 +68,12 @@ def _hospital(one: Found, hospital: Hospital, spec: ImageSpec | None) -> Iterato
     yield f"<h2>Hospital {escape(one.name)}</h2>"
     left_out = ", ".join(f"{reason}: {count:,}" for reason, count in one.excluded.items()) or "nobody"
     yield _table((), [("patients", f"{one.patients:,}"), ("events", f"{one.events:,}"), ("left out", left_out)])
-    if one.warnings:
-        yield (
-            "<h3>Warnings</h3><ul>"
-            + "".join(f"<li><pre>{escape(str(each))}</pre></li>" for each in one.warnings)
-            + "</ul>"
-        )
+    for title, problems in (("Will not take part", one.refused), ("Warnings", one.warnings)):
+        if problems:
+            each = "".join(f"<li><pre>{escape(str(problem))}</pre></li>" for problem in problems)
+            yield f"<h3>{title}</h3><ul>{each}</ul>"
+    if one.withheld:
+        yield "<h3>Withheld</h3>" + _table((), [(what,) for what in one.withheld])
     rows = [
         (each.name, each.known_at or "", "?" if each.missing is None else f"{each.missing:,}", _values(each))
         for each in one.predictors

@@ -13,19 +13,21 @@ from rich.console import Console
 from rich.table import Table
 
 from ich_client import check as checks
-from ich_client import commands_join, commands_model, commands_records
+from ich_client import commands_join, commands_model, commands_records, machine, needs
 from ich_client import home as homes
-from ich_client.check import Asked, FoldHere, Found, Predictor
+from ich_client.check import Asked, FoldHere, Found, Predictor, Verdict
 from ich_client.check_images import images_tables
 from ich_client.check_page import page
 from ich_client.hospital import HospitalConfig
 from ich_client.images import Ask
+from ich_client.machine import Line
 from ich_client.progress import watched
 from ich_client.terminal import add, pairs, table_of
 from ich_client.texts import TextSummary
 from ich_models import console
-from ich_models.errors import ConfigurationError
+from ich_models.errors import ConfigurationError, Problem
 from ich_models.files import write_atomic
+from ich_strategies.plan import Plan
 
 app = console.application(
     "A hospital's side of a federated study. Only `join` speaks with anybody, and only the federation's server.\n\n"
@@ -69,33 +71,40 @@ def check(
         Path | None, typer.Option(metavar="FILE", help="also write a page with pictures, for local eyes only")
     ] = None,
 ) -> None:
-    """Check a study's FEDERATION.yaml, one or more HOSPITAL.yaml, their tables and images, before any contact.
+    """Check a study's FEDERATION.yaml, one or more HOSPITAL.yaml, their tables and images and this machine, before any contact.
 
     Without arguments: the study and the hospital.yaml of the hospital's folder (ich-client init made it).
 
     Prints every problem at once, or else each hospital's patients as the study sees them and what will be sent. The
-    counts are shown in full: they are for the hospital itself.
+    counts are shown in full: they are for the hospital itself. Exit code 0: ready; 10: ready, with warnings; 11: not
+    ready; 2 to 4: a file, the data or the disk cannot be used.
     """
-    cache = None
+    opened = None
     if federation is None:
         opened = homes.open_home(folder)
         homes.load_mapping(opened)
         federation, mappings, data = opened.federation.path, [opened.hospital], data or folder
-        cache = opened.cache
+    cache = None if opened is None else opened.cache
     if data is None:
         raise ConfigurationError("--data is missing", hint="name the folder that the hospitals' paths start from")
     with watched() as watch:
-        study, loaded = checks.read(federation, mappings or (), hospitals, data, cache, Ask(limit, patient, watch))
+        study, loaded, documents = checks.read(
+            federation, mappings or (), hospitals, data, cache, Ask(limit, patient, watch)
+        )
     found = checks.examine(study, loaded)
     asked = checks.asked(study)
+    home, clock = (None, None) if opened is None else (opened.folder, opened.clock)
+    plan = Plan(study, study.training.seeds[0])
+    lines = machine.examine(needs.of(plan, loaded, documents, data, cache, home, clock))
     if html is not None:
-        write_atomic(html, page(asked, found, study.modalities.image, loaded).encode())
+        write_atomic(html, page(asked, found, lines, study.modalities.image, loaded).encode())
+    verdict = checks.verdict(found, lines)
     if as_json:
-        sys.stdout.write(json.dumps(checks.as_json(asked, found), indent=2, allow_nan=False) + "\n")
-        return
-    _show(asked, found)
-    for hospital in found:
-        console.warn(hospital.warnings)
+        sys.stdout.write(json.dumps(checks.as_json(asked, found, lines), indent=2, allow_nan=False) + "\n")
+    else:
+        _show(asked, found, lines)
+        _say(found, lines, verdict)
+    raise typer.Exit(int(verdict))
 
 
 @app.command(epilog="Example: ich-client schema > hospital.schema.json")
@@ -107,7 +116,26 @@ def schema() -> None:
 # --- the terminal -----------------------------------------------------------------------------------------------------
 
 
-def _show(asked: Asked, found: Sequence[Found]) -> None:
+def _say(found: Sequence[Found], lines: Sequence[Line], verdict: Verdict) -> None:
+    """Warnings and what stands in the way, on the error stream; the verdict, last, on the other."""
+    for hospital in found:
+        console.warn(hospital.warnings)
+    console.warn(line.problem for line in lines if line.state == "warning")
+    against: dict[Problem, None] = dict.fromkeys(problem for hospital in found for problem in hospital.refused)
+    console.warn([*against, *(line.problem for line in lines if line.state == "not ready")], "not ready")
+    sys.stderr.flush()
+    sys.stdout.write(f"\n{verdict}\n")
+
+
+def _machine(lines: Sequence[Line]) -> Table:
+    table = table_of("This machine", "", "", "")
+    table.show_header = False
+    for line in lines:
+        add(table, line.name, line.told, "" if line.state == "well" else line.state)
+    return table
+
+
+def _show(asked: Asked, found: Sequence[Found], lines: Sequence[Line]) -> None:
     screen = Console(highlight=False)
     screen.print(_study(asked))
     tables = [_sent(asked)]
@@ -115,10 +143,10 @@ def _show(asked: Asked, found: Sequence[Found]) -> None:
         tables.append(_overview(found))
     else:
         for one in found:
-            tables += [_facts(one), _predictors(one), _folds(one)]
+            tables += [_facts(one), _predictors(one), *([_folds(one)] if one.folds else [])]
             if one.images is not None:
                 tables += images_tables(one.images)
-    for table in tables:
+    for table in (*tables, _machine(lines)):
         screen.print()
         screen.print(table)
 
@@ -133,6 +161,7 @@ def _study(asked: Asked) -> Table:
         **({} if asked.text is None else {"text": asked.text}),
         strategy=asked.strategy,
         rounds=asked.rounds,
+        quorum=asked.quorum,
         seeds=", ".join(map(str, asked.seeds)) + (f" ({len(asked.seeds)} whole studies)" if asked.seeds[1:] else ""),
     )
 
@@ -156,30 +185,43 @@ def _facts(found: Found) -> Table:
         **({} if found.text is None else {"text": _text(found.text, found.patients)}),
         small_cells=f"k = {cells.k}, the larger of the study's {cells.federation} and this hospital's {cells.hospital}"
         + ("" if cells.k else ": every count is sent as it is"),
+        **({"withheld": "; ".join(found.withheld)} if found.withheld else {}),
+        **({"takes_part": "no: " + "; ".join(one.message for one in found.refused)} if found.refused else {}),
         warnings=len(found.warnings),
     )
 
 
 def _text(text: TextSummary, patients: int) -> str:
     shares = f"{text.cut:.1%} cut off, {text.unknown:.1%} of their words unknown".replace("%", " %")
-    return f"{text.patients:,} of {patients:,} patients, {text.tokens:.1f} tokens on average, {shares}"
+    told = f"{text.patients:,} of {patients:,} patients, {text.tokens:.1f} tokens on average, {shares}"
+    if not text.writer:
+        return told
+    others = "".join(f"; template, {reason}: {count:,}" for reason, count in text.by_template.items())
+    return f"{told}; written by {text.writer}: {text.by_model:,}{others}"
 
 
 def _overview(found: Sequence[Found]) -> Table:
     table = table_of(
         f"{len(found)} hospitals (--json has each in full)",
-        *("hospital", "patients", "events", "left out", "k", "warnings"),
+        *("hospital", "takes part", "patients", "events", "left out", "k", "warnings"),
         numbers=5,
     )
     for one in found:
         counts = (one.patients, one.events, sum(one.excluded.values()), one.small_cells.k, len(one.warnings))
-        add(table, one.name, *(f"{count:,}" for count in counts))
+        add(table, one.name, "no" if one.refused else "yes", *(f"{count:,}" for count in counts))
     totals = (
         sum(one.patients for one in found),
         sum(one.events for one in found),
         sum(sum(one.excluded.values()) for one in found),
     )
-    add(table, "all", *(f"{count:,}" for count in totals), "", f"{sum(len(one.warnings) for one in found):,}")
+    add(
+        table,
+        "all",
+        f"{sum(not one.refused for one in found):,}",
+        *(f"{count:,}" for count in totals),
+        "",
+        f"{sum(len(one.warnings) for one in found):,}",
+    )
     return table
 
 

@@ -89,7 +89,15 @@ def join(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     _say("hospital", f"{hospital.name}: {len(hospital.patients):,} patients")
-    stay_joined(server, key, build_app(site_of(opened, hospital), policy.guard(opened.audit)), {}, stop, _task_done)
+    stay_joined(
+        server,
+        key,
+        build_app(site_of(opened, hospital), policy.guard(opened.audit)),
+        {},
+        stop,
+        _task_done,
+        opened.keep_clock,
+    )
     _say("left", "the server was told")
 
 
@@ -112,7 +120,7 @@ def site_of(opened: Home, hospital: Hospital) -> SiteOf:
         if seed not in federation.training.seeds:
             raise RefusedError(Code.FEDERATION, f"seed {seed}, and the study has {federation.training.seeds}")
         if seed not in sites:
-            sites[seed] = Site(Plan(federation, seed), hospital, opened.state, opened.models)
+            sites[seed] = Site(Plan(federation, seed, hospital.weights), hospital, opened.state, opened.models)
         return sites[seed]
 
     return find
@@ -120,14 +128,15 @@ def site_of(opened: Home, hospital: Hospital) -> SiteOf:
 
 def _task_done(done: Done) -> None:
     log = logging.getLogger("ich_client")
-    log.info("%s, %s: %.1f s, %s bytes sent", done.group or done.kind, done.kind, done.seconds, f"{done.sent:,}")
+    what = f"{done.group[:40] or done.kind}, {done.kind[:40]}"
+    log.info("%s: %.1f s, %s bytes sent", what, done.seconds, f"{done.sent:,}")
     if done.kind == MODEL:
         log.info("the model of all hospitals is here, in model/; when the study has no further seed, Ctrl-C leaves")
 
 
 def _log_to_terminal() -> None:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname).1s %(message)s"))
+    handler.setFormatter(console.OneLine("%(asctime)s %(levelname).1s %(message)s"))
     for name, level in (("ich_client", logging.INFO), ("flwr", logging.ERROR), ("httpx", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.setLevel(os.environ.get("ICH_LOG", "") or level)

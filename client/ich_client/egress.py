@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ich_client.site import Site
 from ich_client.splits import split
 from ich_client.tasks import RefusedError
+from ich_models import extras
 from ich_models.errors import Code
 from ich_models.federation import Evaluation
 from ich_models.metrics import METRICS
@@ -30,7 +31,9 @@ from ich_models.protocol import (
     ThresholdReply,
     TrainReply,
     TrainTask,
+    TypeAnswer,
 )
+from ich_models.slice_metrics import having as patients_of
 from ich_models.strict import Strict
 
 
@@ -78,7 +81,8 @@ def _small(count: int, k: int) -> bool:
     return 0 < count < k
 
 
-def _few_of_a_class(labels: NDArray[np.int64], k: int) -> bool:
+def few_of_a_class(labels: NDArray[np.int64], k: int) -> bool:
+    """Whether the patients with the outcome, or those without, are a few."""
     events = int(labels.sum())
     return _small(events, k) or _small(len(labels) - events, k)
 
@@ -98,10 +102,12 @@ def _statistics(site: Site, reply: StatisticsReply) -> StatisticsReply:
     train = site.split(0).train
     rest = np.setdiff1d(np.arange(len(patients)), train)
     told_apart = [rows for part in reply.parts if part for rows in (site.split(part).train, site.split(part).test)]
-    few_events = [_few_of_a_class(patients.labels[rows], k) for rows in (np.arange(len(patients)), train, rest)]
-    in_parts = any(few_events) or any(_few_of_a_class(patients.labels[rows], k) for rows in told_apart)
-    few = [_few(patients.table[rows], k) for rows in (train, *told_apart)]
-    whole = _told_of_few(patients.table[train], reply.parts[0], few[0], k)
+    few_events = [few_of_a_class(patients.labels[rows], k) for rows in (np.arange(len(patients)), train, rest)]
+    in_parts = any(few_events) or any(few_of_a_class(patients.labels[rows], k) for rows in told_apart)
+    counts = np.concatenate([np.zeros(patients.table.shape[1], np.bool_), extras.counted(site.plan.extras)])
+    hidden = _counts_of_few(site, (np.arange(len(patients)), train, rest, *told_apart))
+    few = [np.where(counts, hidden, _few(site.told[rows], k)) for rows in (train, *told_apart)]
+    whole = _told_of_few(site.told[train], reply.parts[0], few[0], k, counts)
     parts = {0: _with_events(whole, hidden=any(few_events))}
     for part, sums in reply.parts.items():
         if part:
@@ -128,10 +134,19 @@ def _few(table: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
     return np.asarray(np.any([(cell > 0) & (cell < k) for cell in cells], axis=0))
 
 
-def _told_of_few(table: NDArray[np.float64], sums: PartStatistics, few: NDArray[np.bool_], k: int) -> PartStatistics:
-    """The sums with these columns told so that they do not point at a few."""
+def _counts_of_few(site: Site, groups: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:
+    """(D + E,): counts of slices that point at a few patients in any of these groups; the table has none."""
+    found = [extras.of_few(site.extras[rows], site.plan.extras, site.small_cells) for rows in groups]
+    table = np.zeros(site.hospital.patients.table.shape[1], np.bool_)
+    return np.concatenate([table, np.any(found, axis=0)])
+
+
+def _told_of_few(
+    table: NDArray[np.float64], sums: PartStatistics, few: NDArray[np.bool_], k: int, counts: NDArray[np.bool_]
+) -> PartStatistics:
+    """The sums with these columns told so that they do not point at a few; `counts` of slices are then withheld."""
     columns = [
-        _told(table[:, index], k) if few[index] else exact
+        ((None, 0.0, 0.0) if counts[index] else _told(table[:, index], k)) if few[index] else exact
         for index, exact in enumerate(zip(sums.count, sums.mean, sums.m2, strict=True))
     ]
     return _with_columns(sums, columns)
@@ -191,7 +206,7 @@ def _few_lack_it(site: Site, modality: str) -> bool:
     groups = [site.split(0).train]
     for part in range(1, (site.plan.federation.evaluation.folds or 0) + 1):
         groups += [site.split(part).train, site.split(part).test]
-    return any(_few_of_a_class(held[rows], site.small_cells) for rows in groups)
+    return any(few_of_a_class(held[rows], site.small_cells) for rows in groups)
 
 
 def _validation_losses(site: Site, losses: list[float | None]) -> list[float | None]:
@@ -200,13 +215,20 @@ def _validation_losses(site: Site, losses: list[float | None]) -> list[float | N
 
 
 def _thresholds(site: Site, reply: ThresholdReply) -> ThresholdReply:
-    """A threshold lies between two patients' probabilities: it is chosen among k of each class, or withheld."""
-    roles = site.split(0)
-    chosen = site.hospital.patients.labels[roles.validation if len(roles.validation) else roles.train]
-    few = _few_of_a_class(chosen, site.small_cells)
+    """A threshold lies between two patients' probabilities: it is chosen among k of each class, or withheld.
+
+    One of slices lies between two slices': it is chosen among those of k patients with the type and k without.
+    """
+    roles, k = site.split(0), site.small_cells
+    rows = roles.validation if len(roles.validation) else roles.train
+    if (targets := site.hospital.patients.targets) is not None:
+        few = [_few_have(int(n), int(having), k) for n, having in zip(*patients_of(targets[rows]), strict=True)]
+    else:
+        few = [few_of_a_class(site.hospital.patients.labels[rows], k)]
+    hidden = few * (len(reply.thresholds) // len(few))
     return reply.model_copy(
         update={
-            "thresholds": [None] * len(reply.thresholds) if few else reply.thresholds,
+            "thresholds": [None if few else each for each, few in zip(reply.thresholds, hidden, strict=True)],
             "validation_losses": _validation_losses(site, reply.validation_losses),
         }
     )
@@ -216,8 +238,21 @@ def _evaluation(site: Site, reply: EvaluateReply) -> EvaluateReply:
     return reply.model_copy(update={"answers": [_answer(answer, site.small_cells) for answer in reply.answers]})
 
 
+def _few_have(patients: int, having: int, k: int) -> bool:
+    """Whether so many patients, of whom some have a type, are few, or few have it, or few have it not."""
+    return patients < k or _small(having, k) or _small(patients - having, k)
+
+
+def _type_answer(answer: TypeAnswer, k: int) -> TypeAnswer:
+    if not _few_have(answer.patients.n, answer.patients.events or 0, k):
+        return answer
+    return TypeAnswer(slices=answer.slices.withheld(), patients=answer.patients.withheld())
+
+
 def _answer(answer: Answer, k: int) -> Answer:
     events = answer.events or 0
+    types = {kind: _type_answer(one, k) for kind, one in answer.types.items()}
+    answer = answer.model_copy(update={"types": types})
     if answer.patients >= k and not _small(events, k) and not _small(answer.patients - events, k):
         return answer
     return answer.model_copy(update={"events": None, "metrics": dict.fromkeys(METRICS, (None, None, None))})

@@ -108,8 +108,8 @@ class Done:
     sent: int
 
 
-def check_server(server: Server, stop: threading.Event) -> None:
-    """Wait for a sign of life of the server, before anything else.
+def check_server(server: Server, stop: threading.Event, met: Callable[[float], None] = lambda ahead: None) -> None:
+    """Wait for a sign of life of the server, before anything else. `met` is told by how many seconds this clock is ahead.
 
     Raises RunError if what answers is another server than the kit's, or has another time.
     """
@@ -135,7 +135,9 @@ def check_server(server: Server, stop: threading.Event) -> None:
             message = f"what answers at {server.address} is no server of this federation ({type(error).__name__})"
             raise RunError(message, hint=hint) from error
         else:
-            _check_clock((began + time.time()) / 2 - (there + 0.5))  # the header has whole seconds
+            ahead = (began + time.time()) / 2 - (there + 0.5)  # the header has whole seconds
+            met(ahead)
+            _check_clock(ahead)
             return
 
 
@@ -160,13 +162,14 @@ def stay_joined(
     node_config: dict[str, str | int | float | bool],
     stop: threading.Event,
     done: Callable[[Done], None] = lambda task: None,
+    met: Callable[[float], None] = lambda ahead: None,
 ) -> None:
-    """Answer the server's tasks until `stop` is set. A server that goes away is waited for.
+    """Answer the server's tasks until `stop` is set. A server that goes away is waited for. `met`: as in `check_server`.
 
     Raises RunError if the server does not admit this key, and what `check_server` raises.
     """
     require_version()
-    check_server(server, stop)
+    check_server(server, stop, met)
     if stop.is_set():
         return
     with suppress(_StoppedError), _Connection(server, key, stop) as connection:
@@ -287,6 +290,10 @@ class _Connection:
                 raise _StoppedError from trouble
             if pause == FIRST_RETRY:
                 log.warning("%s does not answer (%s); waiting for it", self._server.address, type(trouble).__name__)
+                if "CERTIFICATE_VERIFY_FAILED" in str(trouble):
+                    log.error(
+                        "what answers there has no certificate of this federation's CA: another server, or a proxy"
+                    )
             self._stop.wait(pause)
             pause = min(2 * pause, LONGEST_RETRY)
 

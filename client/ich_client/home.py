@@ -1,6 +1,9 @@
 """The hospital's folder: the kit, the key that never leaves, hospital.yaml, and where the client keeps its records."""
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final, cast
 
@@ -11,12 +14,13 @@ from ich_client.hospital import HospitalConfig
 from ich_models import kit
 from ich_models.errors import ConfigurationError
 from ich_models.federation import Federation, load_federation
-from ich_models.files import write_atomic, write_json, write_secret
+from ich_models.files import read_json, write_atomic, write_json, write_secret
 from ich_models.kit import Facts
 from ich_models.strict import Strict
 from ich_models.yaml_config import Document, load
 
 HOSPITAL: Final = "hospital.yaml"
+CLOCK: Final = "clock.json"
 
 TEMPLATE: Final = """\
 # What the study's variables are called in your table. It never leaves this machine.
@@ -81,6 +85,20 @@ class Home:
         """The log of everything that left, and of what was approved."""
         return self.folder / "audit"
 
+    def keep_clock(self, ahead: float) -> None:
+        """Write down by how many seconds this clock is ahead of the server's, for `ich-client check`, which asks nobody."""
+        here = datetime.now().astimezone().isoformat(timespec="seconds")
+        write_json(self.folder / CLOCK, {"ahead": round(ahead, 1), "measured": here})
+
+    @property
+    def clock(self) -> tuple[float, str] | None:
+        """What `keep_clock` wrote down last."""
+        try:
+            found = read_json(self.folder / CLOCK)
+            return float(found["ahead"]), str(found["measured"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
 
 class _Facts(Strict):
     """`kit/kit.json` as it was unpacked."""
@@ -95,12 +113,11 @@ def create(path: Path, folder: Path) -> Home:
     folder's: whose CA it is was compared when the folder was made.
     """
     given = kit.read(path)
-    if (folder / "kit" / "kit.json").exists():
-        before = open_home(folder)
-        if before.authority != given.authority or before.name != given.facts.hospital:
-            which = "hospital" if before.name != given.facts.hospital else "federation (its CA is another)"
-            hint = "use a folder of its own (--home) for another federation"
-            raise ConfigurationError(f"this folder belongs to another {which} than the kit", where=str(path), hint=hint)
+    authority, name = _whose(folder)
+    if (authority or given.files[kit.CA], name or given.facts.hospital) != (given.files[kit.CA], given.facts.hospital):
+        which = "federation (its CA is another)" if name in (None, given.facts.hospital) else "hospital"
+        hint = "use a folder of its own (--home) for another federation"
+        raise ConfigurationError(f"this folder belongs to another {which} than the kit", where=str(path), hint=hint)
     for name, content in given.files.items():
         write_atomic(folder / "kit" / name, content)
     write_json(folder / "kit" / "kit.json", {"facts": given.facts.model_dump()})
@@ -110,6 +127,17 @@ def create(path: Path, folder: Path) -> Home:
     if not home.hospital.exists():
         write_atomic(home.hospital, _template(home).encode())
     return home
+
+
+def _whose(folder: Path) -> tuple[bytes | None, str | None]:
+    """CA and hospital of the kit that was unpacked here before, as far as they can be told; it may be broken."""
+    ca, facts = folder / "kit" / kit.CA, folder / "kit" / "kit.json"
+    name = None
+    if facts.exists():
+        with suppress(ValueError, AttributeError):
+            said = json.loads(facts.read_bytes()).get("facts", {}).get("hospital")
+            name = said if isinstance(said, str) else None
+    return (ca.read_bytes() if ca.exists() else None), name
 
 
 def _make_key(home: Home) -> None:

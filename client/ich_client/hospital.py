@@ -17,6 +17,7 @@ from pydantic import (
 
 from ich_client.cells import as_text, meaning
 from ich_client.image_mapping import Images
+from ich_client.report_endpoint import EndpointOptions
 from ich_client.sheet_file import Encoding, SheetFile, Title
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.federation import Bytes
@@ -197,8 +198,19 @@ PATIENT = "{patient}"
 """What stands for the patient's identifier in the name of a file."""
 
 
+class LocalOptions(Strict):
+    """A vision-language model in a folder of this machine."""
+
+    kind: Literal["folder"]
+    folder: Title
+    """Relative to the data folder; in the layout of transformers."""
+
+
+Writer = Annotated[EndpointOptions | LocalOptions, Field(discriminator="kind")]
+
+
 class ReportText(Strict):
-    """Where a patient's report text is: in a column of the table, or in a file of its own."""
+    """Where a patient's report text is: in a column of the table, or in a file of its own; and who else may write it."""
 
     column: Title | None = None
     """Column of the table."""
@@ -208,11 +220,22 @@ class ReportText(Strict):
     """Name of a patient's file in `folder`."""
     encoding: Encoding = "utf-8"
     """Of the files."""
+    writer: Writer | None = None
+    """A language model inside the hospital, for studies that allow it to write the text from the image; off if left out."""
+
+    @property
+    def has_reports(self) -> bool:
+        """Whether the hospital has reports of its own."""
+        return self.column is not None or self.folder is not None
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if (self.column is None) == (self.folder is None):
+        if self.column is not None and self.folder is not None:
             raise ValueError("write one of column and folder | reports stand in the table, or in files")
+        if not self.has_reports and self.writer is None:
+            raise ValueError("write one of column and folder, or a writer | reports stand in the table, or in files")
+        if not self.has_reports and self.model_fields_set & {"pattern", "encoding"}:
+            raise ValueError("pattern and encoding are of files | leave them out, or name the folder")
         if self.column is not None and self.model_fields_set & {"pattern", "encoding"}:
             raise ValueError("pattern and encoding are of files | leave them out, or write folder in place of column")
         parts = PurePath(self.pattern)
@@ -231,6 +254,11 @@ class Limits(Strict):
     """Counts below this do not leave the hospital, nor figures that tell them; the study may ask for more."""
     threads: PositiveInt = 1
     """Processor cores for training."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
+    """Where networks compute: cpu, cuda, cuda:1; auto takes the first CUDA device, if there is one."""
+    micro_batch: PositiveInt | None = None
+    """Patients at once on the device: a batch's gradient is added up over as many pieces as that takes. Where a loss
+    compares patients, or layers look at the batch, it cannot be, and the batch stays whole."""
     hours: Annotated[str, Field(pattern=rf"^{_HOUR}-{_HOUR}$")] | None = None
     """When this hospital trains, in local time, as in '19:00-06:00'; always, if it is left out."""
     studies: list[Name] | None = None
@@ -239,6 +267,8 @@ class Limits(Strict):
     """`required`: a study must be approved by people (ich-client approve); `all`: every study of the kit's server is."""
     send_metrics: bool = True
     """Whether figures of an evaluation may leave."""
+    hospitals: Annotated[int, Field(ge=2, le=10_000)] = 100
+    """How many hospitals a study may have: each is one more model of which this hospital tells figures."""
     answers: Annotated[int, Field(ge=1, le=1000)] = 5
     """How often the same is answered: a round after a resume; an evaluation. More would let a server probe."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from ich_client.sheet_file import SheetFile, Title
-from ich_models.image_spec import HaemorrhageType, Sequence
+from ich_models.image_spec import HaemorrhageType, Sequence, Spacing
 from ich_models.strict import Strict
 
 
@@ -98,6 +98,18 @@ class Labels(SheetFile):
         return self
 
 
+# --- where the brain is -----------------------------------------------------------------------------------------------
+
+
+class BrainWeights(Strict):
+    """A network of the hospital's own that finds the brain in CT, as TorchScript: HU (1, 1, D, H, W) to probabilities."""
+
+    file: Title
+    """Relative to the data folder."""
+    spacing: Spacing = (5.0, 1.0, 1.0)
+    """mm of the grid that it wants: neck to crown, back to front, left to right."""
+
+
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
@@ -118,6 +130,8 @@ class Images(Strict):
     """What becomes of a series that lacks single slices."""
     masks: Title | None = None
     """Folder of brain masks (NIfTI, named as the table's patient: ID.nii.gz), in place of our own."""
+    brain_weights: BrainWeights | None = None
+    """A network that finds the brain in CT in place of our own method, which stands in where its result is implausible."""
     labels: Labels | None = None
     """What is seen on each slice, for networks that learn it."""
 

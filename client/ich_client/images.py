@@ -1,14 +1,17 @@
 """A hospital's images to one array in the order of its patients, and an account of what became of every study."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf, prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich_client import labels as label_table
-from ich_client import study_images, workers
+from ich_client import machine, study_images, workers
 from ich_client.cache import Cache
 from ich_client.dicom.reasons import HINTS, Reason, Refusal
 from ich_client.dicom.series import Refused
@@ -25,10 +28,13 @@ from ich_client.image_finds import RADIOGRAPH, Finds, Study, Watch, mask_of
 from ich_client.image_mapping import Images
 from ich_client.labels import TYPES
 from ich_client.nifti import Entry
-from ich_client.study_images import IMAGE, Facts, Made, Task, Wishes
+from ich_client.report_writer import Slices
+from ich_client.study_images import IMAGE, NETWORK, Facts, Made, Network, Task, Wishes
 from ich_models import preprocess
-from ich_models.errors import Problem, RunError
-from ich_models.image_spec import CtSlices, CtVolume, ImageSpec, MrVolume
+from ich_models.errors import DataError, Problem, RunError
+from ich_models.files import write_rows
+from ich_models.image_spec import BRAIN, CtSlices, CtVolume, ImageSpec, MrVolume
+from ich_models.windows import window
 from ich_models.yaml_config import Document
 
 MODALITY: Final = {"ct": "CT", "ct_slices": "CT", "mr": "MR", "radiograph": RADIOGRAPH}
@@ -141,6 +147,8 @@ class Prepared:
     present: NDArray[np.bool_]
     slices: NDArray[np.bool_] | None
     targets: NDArray[np.float32] | None
+    instances: Mapping[str, tuple[tuple[str, ...], ...]]
+    """SOPInstanceUIDs of each patient's slices, in their order. For local eyes."""
     summary: Summary
     warnings: tuple[Problem, ...]
 
@@ -176,10 +184,47 @@ def prepare(
     """The images of these patients, in their order; who has no usable image stays in, marked as not present.
 
     `finds`: the hospital's folder, searched; None: it has no images. `owner`: from a study to its patient.
-    Raises DataError for an unusable table of labels, RunError if the cache is too small, OSError for its disk.
+    Raises DataError for an unusable table of labels, RunError if the cache is too small, full or not to be written to,
+    OSError for anything else about its disk.
     """
-    with Cache(cache, document.value.cache.limit) as store:
-        return _prepare(document, data, spec, ids, finds, owner, store, ask)
+    try:
+        with Cache(cache, document.value.cache.limit) as store:
+            return _prepare(document, data, spec, ids, finds, owner, store, ask)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise _of_the_disk(error, cache, document, spec, len(ask.wanted(ids))) from error
+
+
+_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+"""Numbers of errors that people can do something about."""
+
+
+def _of_the_disk(
+    error: OSError, cache: Path, document: Document[HospitalConfig], spec: ImageSpec, patients: int
+) -> RunError:
+    """A full disk, or a folder that cannot be written to, with what to do."""
+    where = document.where("cache", "folder")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        there = machine.existing(cache)
+        room = f"{machine.gigabytes(shutil.disk_usage(there).free)} free; "
+        need = machine.gigabytes(bytes_of(spec) * patients)
+        hint = f"{room}the images of {patients:,} patients take about {need}: make room, or name a larger disk as cache.folder"
+        return RunError(f"no space left for what is made of images, in {cache}", where=where, hint=hint)
+    what = f"the cache {cache} cannot be written to: {error.strerror or error}"
+    return RunError(what, where=where, hint=machine.unwritable(cache, "cache.folder"))
+
+
+ACQUIRED: Final = {"ct": 20e6, "ct_slices": 20e6, "mr": 7e6, "radiograph": 40e6}
+"""Bytes of a patient's images as they are kept (of MR: for each sequence), where none has been read yet: 36 slices of a
+CT with 512 x 512 pixels and a mask, 24 slices of 256 x 256 pixels, two radiographs."""
+
+
+def bytes_of(spec: ImageSpec, acquired: float | None = None) -> float:
+    """In the cache, of one patient: as acquired (estimated, unless it is given), and twice as prepared."""
+    sequences = len(spec.sequences) if isinstance(spec, MrVolume) else 1
+    own = ACQUIRED[spec.kind] * sequences if acquired is None else acquired
+    return own + 2 * 2 * prod(shape(spec))
 
 
 def _prepare(
@@ -214,8 +259,19 @@ def _prepare(
         seconds["scan"] = finds.seconds
         aside += [_aside("", one) for one in finds.aside]
         found_labels = _labels(document, images, data, spec)
+        network = _network(document, images, data, spec)
         made = _make_all(
-            patients, images, finds, data, spec, found_labels, store, document.value.limits.threads, ask, seconds
+            patients,
+            images,
+            finds,
+            data,
+            spec,
+            found_labels,
+            store,
+            document.value.limits.threads,
+            ask,
+            seconds,
+            network,
         )
     else:
         found_labels, made = {}, 0
@@ -251,7 +307,12 @@ def _prepare(
         folder=str(finds.root) if finds else "",
         cache=str(store.folder),
     )
-    return Prepared(image, present, slices, targets, summary, tuple(_warnings(document, summary, spec, torn)))
+    instances = {
+        one.name: tuple(map(tuple, one.facts.get("instances", ()))) for one in patients if one.task is not None
+    }
+    return Prepared(
+        image, present, slices, targets, instances, summary, tuple(_warnings(document, summary, spec, torn))
+    )
 
 
 @contextmanager
@@ -274,6 +335,26 @@ def _labels(document: Document[HospitalConfig], images: Images, data: Path, spec
     return label_table.read(data / images.labels.file, images.labels, where)
 
 
+def _network(document: Document[HospitalConfig], images: Images, data: Path, spec: ImageSpec) -> Network | None:
+    """The hospital's own network for the brain, if it has one and the study wants brains. Raises DataError if it is none."""
+    given = images.brain_weights
+    if given is None or not isinstance(spec, CtVolume) or spec.brain != "mask":
+        return None
+    from ich_client import brain_weights
+
+    path, where = data / given.file, document.where("images", "brain_weights", "file")
+    try:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        brain_weights.load(path, digest)
+    except OSError as error:
+        hint = "correct it; it is relative to the data"
+        raise DataError(f"{path} cannot be read: {error.strerror or error}", where=where, hint=hint) from None
+    except DataError as error:
+        raise DataError(replace(one, where=where) for one in error.problems) from None
+    return Network(path, digest, given.spacing)
+
+
 def _make_all(
     patients: Sequence[_Patient],
     images: Images,
@@ -285,9 +366,11 @@ def _make_all(
     processes: int,
     ask: Ask,
     seconds: dict[str, float],
+    network: Network | None,
 ) -> int:
     """Give every patient the first study that makes an image; how many patients' were not in the cache."""
-    wishes = Wishes(spec, images.series, tuple(sorted(images.sequences.items())), images.missing_slices)
+    sequences = tuple(sorted(images.sequences.items()))
+    wishes = Wishes(spec, images.series, sequences, images.missing_slices, network)
     masks = None if images.masks is None else data / images.masks
     total = sum(bool(one.studies) for one in patients)
     done = fresh = 0
@@ -363,16 +446,10 @@ def _assemble(patients: Sequence[_Patient], spec: ImageSpec, store: Cache) -> ND
     key = hashlib.sha256(json.dumps(["hospital", preprocess.VERSION, whole, keys]).encode()).hexdigest()
 
     def write(folder: Path) -> None:
-        # Patients without an image, and places without a slice, are holes in the file: zeros that take no space.
-        array = np.lib.format.open_memmap(folder / IMAGE, "w+", np.float16, whole)
-        for place, one in enumerate(patients):
-            if one.task is not None:
-                own = _image(one.task, store)
-                if isinstance(spec, CtVolume | MrVolume):
-                    array[place] = own
-                else:
-                    array[place, : len(own)] = own
-        array.flush()
+        # Patients without an image, and places without a slice, are holes in the file.
+        tasks = ((place, one.task) for place, one in enumerate(patients))
+        own = ((place, _image(task, store)) for place, task in tasks if task is not None)
+        write_rows(folder / IMAGE, whole, np.float16, own)
 
     for _ in range(TRIES):
         entry = store.get(key) or store.put(key, write)
@@ -417,6 +494,38 @@ def _targets(
                 out[place, slot] = own[0]
                 torn += any(not np.array_equal(own[0], other, equal_nan=True) for other in own[1:])
     return out, torn
+
+
+# --- what a language model is shown ------------------------------------------------------------------------------------
+
+
+def slices_of(one: Chosen, spec: ImageSpec, cache: str) -> Slices | str:
+    """The brain of a patient's image slice by slice as uint8, as a radiologist sees it, black around; or why there is none.
+
+    CT in the window of the brain, MR by its first sequence. Where only the head was found nothing is shown: a face is no
+    brain. Raises RunError if the cache has lost the image: another text would be learnt from than at the next start.
+    """
+    with Cache(Path(cache), inf) as store:
+        entry = store.get(one.key)
+        if entry is None:
+            raise RunError(
+                "an image is not in the cache any more", where=cache, hint="raise cache.limit in hospital.yaml"
+            )
+        arrays, facts = study_images.load_volume(entry)
+    mask = arrays.get("mask")
+    if mask is None or facts.get("region") == "head" or not mask.any():
+        return "the brain was not found"
+    if isinstance(spec, MrVolume):
+        values = next(arrays[name] for name in spec.sequences if name in arrays)
+        low, high = (float(end) for end in np.percentile(values[mask], (1, 99)))
+        grey = ((values - low) / max(high - low, 1e-6)).clip(0, 1)
+    else:
+        grey = window(arrays["values"], *BRAIN)
+    levels = np.flatnonzero(mask.any(axis=(1, 2)))
+    rows, columns = np.flatnonzero(mask.any(axis=(0, 2))), np.flatnonzero(mask.any(axis=(0, 1)))
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    inside = np.where(mask[levels], np.rint(grey[levels] * 255), 0).astype(np.uint8)
+    return [np.ascontiguousarray(picture[box][::-1, ::-1]) for picture in inside]
 
 
 # --- the account ------------------------------------------------------------------------------------------------------
@@ -480,6 +589,10 @@ def _warnings(document: Document[HospitalConfig], summary: Summary, spec: ImageS
     if heads := [one for one in summary.chosen if one.region == "head" and one.problem]:
         message = f"the brain was not told from the rest in {len(heads)} images; the whole head is used"
         yield Problem(message, where, f"the first: {heads[0].problem}; images.masks may bring masks of your own")
+    if failed := [one for one in summary.chosen if one.problem.startswith(NETWORK)]:
+        message = f"the network of images.brain_weights did not find the brain in {len(failed)} of {found} images"
+        hint = f"our own method was used; the first: {failed[0].problem.partition('; ')[0]}"
+        yield Problem(message, document.where("images", "brain_weights"), hint)
     if isinstance(spec, CtVolume) and (cut := [one for one in summary.chosen if one.seen < spec.least_seen]):
         message = f"{len(cut)} images have less than {spec.least_seen:.0%} of the brain within the array"
         yield Problem(message, where, f"the least: {min(one.seen for one in cut):.0%}; tell the coordinator")

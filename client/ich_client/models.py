@@ -32,14 +32,24 @@ class Model:
     rows: Rows
     card: Mapping[str, Any]
 
-    @property
-    def threshold(self) -> float:
-        """The probability from which on a patient counts as positive."""
-        return float(self.card["threshold"])
+    def threshold(self, label: str = "") -> float:
+        """The probability from which on a patient counts as positive; in a study of slices, of a type."""
+        by_type = self.card.get("thresholds") or {}
+        return float(by_type[label] if label in by_type else self.card["threshold"])
 
 
-def write(folder: Path, plan: Plan, tensors: Mapping[str, NDArray[np.floating]], threshold: float, sha256: str) -> None:
-    """Write a model and its card. `tensors`: by block, one row; `sha256`: of the rows as the study ended with them."""
+def write(
+    folder: Path,
+    plan: Plan,
+    tensors: Mapping[str, NDArray[np.floating]],
+    threshold: float | None,
+    sha256: str,
+    thresholds: Mapping[str, float] | None = None,
+) -> None:
+    """Write a model and its card. `tensors`: by block, one row; `sha256`: of the rows as the study ended with them.
+
+    `thresholds`: by type, of a study of slices, in place of the one.
+    """
     card = {
         "study": plan.federation.name,
         "federation": plan.hash,
@@ -49,6 +59,7 @@ def write(folder: Path, plan: Plan, tensors: Mapping[str, NDArray[np.floating]],
         "network": plan.federation.network.model_dump(),
         "columns": list(plan.columns),
         "threshold": threshold,
+        **({"thresholds": dict(thresholds)} if thresholds else {}),
         "sha256": sha256,
         "package": PACKAGE,
         "use": "Research only. Not a medical device.",

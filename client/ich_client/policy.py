@@ -1,6 +1,6 @@
 """What the hospital has agreed to: approvals by hash, hours, studies, and how often the same may be asked."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ from ich_client.site import Site
 from ich_client.tasks import RefusedError
 from ich_models import hash_chain
 from ich_models.errors import Code
+from ich_models.folds import WITHOUT
 from ich_models.protocol import PACKAGE, PROTOCOL, EvaluateTask, Rows, Task, ThresholdTask, TrainTask
 from ich_models.strict import Strict
 
@@ -50,8 +51,16 @@ def guard(folder: Path) -> Guard:
     """What stands between the server and a hospital at work: `folder` holds the audit log and the approvals."""
     log, approvals = folder / "log.jsonl", folder / "approvals.jsonl"
     answered: Counter[tuple[Any, ...]] = Counter()
+    known: defaultdict[tuple[str, int], set[str]] = defaultdict(set)
+
+    def count(content: Mapping[str, Any]) -> None:
+        asked = _questions(content)
+        answered.update(asked)
+        for federation, seed, *_, fold in asked:
+            known[federation, seed].add(fold)
+
     for entry in audit.entries(log):
-        answered.update(_questions(entry.content))
+        count(entry.content)
 
     def permit(site: Site, task: Task) -> None:
         limits = site.hospital.limits
@@ -66,12 +75,16 @@ def guard(folder: Path) -> Guard:
         if isinstance(task, EvaluateTask) and not limits.send_metrics:
             raise RefusedError(Code.POLICY, "asked for metrics, and limits.send_metrics is false")
         asked = _questions({"task": type(task).__name__, **task.model_dump(mode="json")})
+        named = known[site.plan.hash, site.plan.seed] | {one[-1] for one in asked}
+        if len([name for name in named if name.startswith(WITHOUT)]) > limits.hospitals:
+            message = f"asked about more models than {limits.hospitals} hospitals can have (limits.hospitals)"
+            raise RefusedError(Code.POLICY, message)
         if max((answered[one] for one in asked), default=0) >= limits.answers:
             raise RefusedError(Code.POLICY, f"this was answered {limits.answers} times already (limits.answers)")
 
     def record(task: Task | None, reply: Strict, rows: Rows) -> None:
         entry = audit.record(log, task, reply, rows)
-        answered.update(_questions(entry.content))
+        count(entry.content)
 
     return Guard(permit, record)
 

@@ -60,13 +60,19 @@ def predict_all(model: Model, given: Newcomers) -> list[Prediction]:
                 Prediction(
                     given.patients.ids[place],
                     said,
-                    tuple(name for name, value in said.items() if value >= model.threshold),
+                    _positive(model, said),
                     _modalities(model, given, place),
                     _imputed(model, given, place),
                     slices,
                 )
             )
     return found + [Prediction(patient, {}, reason=reason) for patient, reason in given.refused]
+
+
+def _positive(model: Model, said: Mapping[str, float]) -> tuple[str, ...]:
+    """The names whose probability reaches their threshold; any type is positive if one of them is."""
+    found = tuple(name for name, value in said.items() if name != ANY and value >= model.threshold(name))
+    return (*found, ANY) if found and ANY in said else found
 
 
 def title(model: Model) -> str:
@@ -146,7 +152,7 @@ def _whole(model: Model, found: Sequence[Prediction]) -> Iterator[list[str]]:
             continue
         side = title(model) if one.positive else other(model)
         number = repr(one.probabilities[title(model)])
-        yield [one.patient, number, side, repr(model.threshold), " ".join(one.modalities), " ".join(one.imputed), ""]
+        yield [one.patient, number, side, repr(model.threshold()), " ".join(one.modalities), " ".join(one.imputed), ""]
 
 
 def _sliced(model: Model, found: Sequence[Prediction]) -> Iterator[list[str]]:
@@ -162,6 +168,7 @@ def _sliced(model: Model, found: Sequence[Prediction]) -> Iterator[list[str]]:
 
 
 def _line(model: Model, patient: str, number: str, instance: str, said: Mapping[str, float]) -> list[str]:
-    positive = " ".join(name for name in TYPES if said[name] >= model.threshold)
+    positive = " ".join(name for name in _positive(model, said) if name != ANY)
     numbers = [repr(said[name]) for name in (*TYPES, ANY)]
-    return [patient, number, instance, *numbers, positive, repr(model.threshold), ""]
+    thresholds = " ".join(repr(model.threshold(name)) for name in TYPES)
+    return [patient, number, instance, *numbers, positive, thresholds, ""]

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from ich_client.image_finds import Watch
 
-TITLES: Final = {"scan": "files of images", "images": "patients' images"}
+TITLES: Final = {"scan": "files of images", "images": "patients' images", "reports": "reports by the language model"}
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Reads a CSV, XLSX or Parquet file as text cells with their line numbers, or says why it cannot be read."""
 
+import codecs
 import csv
 import io
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Final
 
 from ich_client.cells import as_text
 from ich_client.sheet_file import SheetFile
@@ -76,7 +79,7 @@ def read(path: Path, table: SheetFile, where_is: Where) -> Sheet:
                 hint = "save it as CSV (UTF-8) or XLSX, and name that file"
                 raise DataError(f"{path.name} is of a kind that is not read here", where=where, hint=hint)
             case _:
-                lines, rows = _csv(path, table, where)
+                lines, rows = _csv(path, table, where_is)
     except OSError as error:
         message = f"{path} cannot be read: {error.strerror or error}"
         raise DataError(message, where=where, hint="make it readable for the user who runs this") from None
@@ -117,12 +120,30 @@ _Rows = tuple[Sequence[int], Sequence[Sequence[str]]]
 """Line numbers and cells."""
 
 
-def _csv(path: Path, table: SheetFile, where: str) -> _Rows:
+_PACKED: Final = ((b"\x1f\x8b", "gzip", "gunzip"), (b"BZh", "bzip2", "bunzip2"), (b"\xfd7zXZ\0", "xz", "unxz"))
+"""How compressed files begin, what they are, and what unpacks them."""
+
+_MARKS: Final = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""Byte order marks, and the encoding that each is the beginning of."""
+
+_TOLD: Final = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+
+
+def _csv(path: Path, table: SheetFile, where_is: Where) -> _Rows:
     """Python's own reader: it keeps line numbers, and neither renames columns nor fills short rows."""
-    name, data = path.name, path.read_bytes()
+    name, data, where = path.name, path.read_bytes(), where_is("file")
     if data.startswith((b"PK\x03\x04", b"PAR1", b"\xd0\xcf\x11\xe0")):
         kind = "a Parquet file" if data.startswith(b"PAR1") else "an Excel workbook or an archive"
         raise DataError(f"{name} is {kind}, not CSV", where=where, hint="give it its own ending (.xlsx, .parquet)")
+    for start, kind, tool in _PACKED:
+        if data.startswith(start):
+            hint = f"unpack it ({tool}) and name the file that comes out"
+            raise DataError(f"{name} is compressed ({kind})", where=where, hint=hint)
+    _mark(name, data, table, where_is)
     try:
         text = data.decode(table.encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -132,19 +153,34 @@ def _csv(path: Path, table: SheetFile, where: str) -> _Rows:
         raise DataError(message, where=f"{name}: line {line}", hint=hint) from None
     if "\0" in text:
         raise DataError(f"{name} is not text", where=where, hint="export it as CSV, or set table.encoding: utf-16")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=table.separator, strict=True)
     lines: list[int] = []
     rows: list[list[str]] = []
     begin = 1
+    if told := _TOLD.match(text):  # Excel's own way to name the separator; no row of the table
+        if told[1] != table.separator:
+            hint = f"set table.separator to {told[1]!r}"
+            message = f"its first line says that the separator is {told[1]!r}, and it is read with {table.separator!r}"
+            raise DataError(message, where=f"{name}: line 1", hint=hint)
+        text, begin = text[told.end() :], 2
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=table.separator, strict=True)
+    before = begin - 1
     try:
         for row in reader:
             lines.append(begin)
             rows.append(row)
-            begin = reader.line_num + 1
+            begin = before + reader.line_num + 1
     except csv.Error as error:
         hint = "look for a quotation mark that is not closed, or doubled inside a cell"
         raise DataError(f"not CSV: {error}", where=f"{name}: line {begin}", hint=hint) from None
     return lines, rows
+
+
+def _mark(name: str, data: bytes, table: SheetFile, where_is: Where) -> None:
+    """Refuse a file that says by its first bytes that it is of another encoding: the mark would become part of a name."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark) and not codecs.lookup(table.encoding).name.startswith(encoding):
+            message = f"{name} begins with the mark of {encoding}, and it is read as {table.encoding}"
+            raise DataError(message, where=where_is("encoding"), hint=f"set table.encoding: {encoding}")
 
 
 def _workbook(path: Path, table: SheetFile, where_is: Where) -> _Rows:
@@ -153,12 +189,16 @@ def _workbook(path: Path, table: SheetFile, where_is: Where) -> _Rows:
     try:
         with path.open("rb") as file:
             book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-            found = {name.strip(): name for name in book.sheetnames}
+            found = {page.title.strip(): page for page in book.worksheets}  # charts are sheets, too, but hold no cells
+            if not found:
+                hint = "name the workbook that holds the table"
+                raise DataError(f"{path.name} holds charts alone, no table", where=where_is("file"), hint=hint)
             if table.sheet is not None and table.sheet not in found:
-                hint = likely(table.sheet, book.sheetnames, "sheets")
+                chart = table.sheet in (name.strip() for name in book.sheetnames)
                 message = f"no sheet '{table.sheet}' in {path.name}"
-                raise DataError(message, where=where_is("sheet"), hint=hint)
-            page = book[found[table.sheet]] if table.sheet else book.worksheets[0]
+                message = f"sheet '{table.sheet}' of {path.name} is a chart" if chart else message
+                raise DataError(message, where=where_is("sheet"), hint=likely(table.sheet, list(found), "sheets"))
+            page = found[table.sheet] if table.sheet else book.worksheets[0]
             page.reset_dimensions()  # some programs write wrong ones
             rows = [[_typed(cell, table) for cell in row] for row in page.iter_rows(values_only=True)]
             if _has_formulas(path):

@@ -1,14 +1,20 @@
 """A hospital at work in one study: its patients split and as tensors, its statistics, and its state between rounds."""
 
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from ich_client.features import with_frozen_features
 from ich_client.splits import Indices, Split, split
 from ich_client.state import State
 from ich_client.tables import Hospital
+from ich_models import extras
 from ich_models.batch import Batch
+from ich_models.errors import ConfigurationError
 from ich_models.folds import Fold
 from ich_models.statistics import Moments, moments
 from ich_strategies.plan import Plan
@@ -26,12 +32,26 @@ class Site:
             hospital.limits.threads
         )  # sums in a fixed order, and no more cores than the hospital gives
         self.plan = plan
-        self.hospital = hospital
-        self.state = State(folder / plan.hash[:16] / f"seed-{plan.seed}" / hospital.name)
+        own = folder / plan.hash[:16] / f"seed-{plan.seed}" / hospital.name
+        self.hospital = replace(hospital, patients=with_frozen_features(plan, hospital.patients, own / "features"))
+        self.state = State(own)
         self.models = (models or folder / "models" / hospital.name) / plan.hash[:16] / f"seed-{plan.seed}"
         self._splits: dict[int, Split] = {}
         self._moments: dict[int, Moments] = {}
         self._batches: dict[tuple[int, str], Batch] = {}
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where this hospital computes. Raises ConfigurationError for a device that is not here."""
+        wanted = self.hospital.limits.device
+        if wanted == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(wanted)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            hint = "write device: cpu, or mend the driver (nvidia-smi) or torch's build for CUDA"
+            raise ConfigurationError(f"limits.device is {wanted}, and torch finds {found} CUDA devices", hint=hint)
+        return device
 
     @property
     def small_cells(self) -> int:
@@ -53,8 +73,19 @@ class Site:
     def moments(self, part: int) -> Moments:
         """Statistics of the training patients, validation left out."""
         if part not in self._moments:
-            self._moments[part] = moments(self.hospital.patients.take(self.split(part).train))
+            rows = self.split(part).train
+            self._moments[part] = moments(self.hospital.patients.take(rows), self.extras[rows])
         return self._moments[part]
+
+    @cached_property
+    def extras(self) -> NDArray[np.float64]:
+        """(N, E): what statistics hold of all patients beside the table."""
+        return extras.columns(self.hospital.patients, self.plan.extras)
+
+    @property
+    def told(self) -> NDArray[np.float64]:
+        """(N, D + E): what statistics are made of, the table's columns first."""
+        return np.hstack([self.hospital.patients.table, self.extras])
 
     def batch(self, part: int, role: str) -> Batch:
         """The 'train' or 'validation' patients as tensors."""
@@ -65,6 +96,4 @@ class Site:
 
     def constants(self, part: int) -> torch.Tensor:
         """(1, size): imputation and scaling by this hospital's own training patients (`scaling: hospital`)."""
-        own = self.moments(part).constants(scaled=True)
-        # a network that does not look at the table has none
-        return torch.from_numpy(own.reshape(1, -1)[:, : self.plan.constants.size]).to(self.plan.dtype)
+        return torch.from_numpy(self.plan.constants_row(self.moments(part)))

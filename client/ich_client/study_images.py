@@ -24,7 +24,7 @@ from ich_client.dicom.series import NoneUsable, Refused, Series
 from ich_client.dicom.stack import Missing, Stack
 from ich_client.nifti import Entry
 from ich_models import brain, preprocess
-from ich_models.files import read_arrays, write_arrays, write_json
+from ich_models.files import read_arrays, write_arrays, write_json, write_rows
 from ich_models.image_spec import CtSlices, CtVolume, ImageSpec, MrVolume, Views
 from ich_models.volume import Volume, onto
 
@@ -45,6 +45,15 @@ Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Network:
+    """The hospital's own way to find the brain: a TorchScript file, its SHA-256, and the grid that it wants (mm)."""
+
+    file: Path
+    sha256: str
+    spacing: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class Wishes:
     """How a study is read: what the federation asks for, and how the hospital decides where there is a choice."""
 
@@ -52,11 +61,14 @@ class Wishes:
     series: str | None = None
     sequences: tuple[tuple[str, str], ...] = ()
     missing: Missing = "refuse"
+    network: "Network | None" = None
 
     @property
     def of_volume(self) -> object:
         """What the acquired image depends on, beside its files."""
+        network = [] if self.network is None else [[self.network.sha256, self.network.spacing]]
         return (
+            *network,
             self.spec.kind,
             self.spec.brain if isinstance(self.spec, CtVolume) else None,
             list(self.spec.sequences) if isinstance(self.spec, MrVolume) else None,
@@ -134,7 +146,7 @@ def _make(task: Task, cache: Cache) -> Made:
     facts |= more
 
     def write(folder: Path) -> None:
-        np.save(folder / IMAGE, image)
+        write_rows(folder / IMAGE, image.shape, image.dtype, enumerate(image))
         write_json(folder / FACTS, facts)
 
     cache.put(task.prepared, write)
@@ -371,9 +383,36 @@ def _mask(task: Task, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[np.bo
         problem = "the hospital's mask does not reach the image; "
     if not isinstance(spec, CtVolume) or spec.brain == "none":
         return None, {"region": "everything", "problem": problem.removesuffix("; ")}
+    if spec.brain == "mask" and task.wishes.network is not None:
+        mask, about = _by_network(task.wishes.network, volume)
+        if mask is not None:
+            return mask, {**about, "problem": problem.removesuffix("; ")}
+        problem += f"{NETWORK}: {about['problem']}; "
     found = brain.brain(volume) if spec.brain == "mask" else brain.head(volume)
-    about = {"region": found.region, "problem": problem + found.problem, "millilitres": round(found.millilitres, 1)}
+    about = {
+        "region": found.region,
+        "problem": (problem + found.problem).removesuffix("; "),
+        "millilitres": round(found.millilitres, 1),
+    }
     return found.mask, about
+
+
+NETWORK: Final = "the hospital's network"
+"""Who found the brain, or failed to."""
+
+
+def _by_network(network: Network, volume: Volume) -> tuple[NDArray[np.bool_] | None, Facts]:
+    """What the hospital's network found, where that may be a brain; else what speaks against it."""
+    from ich_client import brain_weights  # torch, which no other study needs here
+
+    try:
+        mask = brain_weights.find(network.file, network.sha256, volume, network.spacing)
+    except brain_weights.UnusableError as error:
+        return None, {"problem": str(error)}
+    found = brain.judged(mask, volume)
+    if found.problem:
+        return None, {"problem": found.problem}
+    return mask, {"region": NETWORK, "millilitres": round(found.millilitres, 1)}
 
 
 def _first_volume(arrays: Mapping[str, NDArray[Any]]) -> Volume:

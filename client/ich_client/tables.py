@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -16,6 +16,7 @@ from ich_client.dicom.reasons import Reason
 from ich_client.hospital import HospitalConfig, Limits
 from ich_client.image_finds import Finds, Study, find, owners
 from ich_client.images import EVERYBODY, Ask, Summary, user_cache
+from ich_client.report_writer import Slices
 from ich_client.sheets import Sheet, likely
 from ich_client.splits import too_few
 from ich_client.texts import TextSummary
@@ -41,7 +42,8 @@ LEAK_NEEDS = 10
 class Hospital:
     """One hospital's patients, ready for training. `excluded`: reason -> number of rows left out.
 
-    `images`: what became of its images, if the study looks at any.
+    `images`: what became of its images, if the study looks at any. `sentences`: of the template, by patient, where a
+    language model writes and the template stands in.
     """
 
     name: str
@@ -51,6 +53,11 @@ class Hospital:
     warnings: tuple[Problem, ...]
     text: TextSummary | None = None
     images: Summary | None = None
+    weights: Mapping[str, Path] = field(default_factory=dict)
+    """Published weights, where they lie here."""
+    sentences: tuple[str | None, ...] = ()
+    instances: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    """SOPInstanceUIDs of each patient's slices, in their order, where the study looks at slices. Local only."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class _Source:
     document: Document[HospitalConfig]
     sheet: Sheet
     parts: Sequence[_Part]
+    text: texts.Source | None
 
 
 def load_hospitals(
@@ -122,16 +130,18 @@ def load_hospitals(
         source, found = texts.source(document, root, federation, sheet)
         problems += found
         loaded, found = _hospitals(parts, sheet, document, federation.value, source)
-        hospitals += loaded
+        weights = {name: root / path for name, path in document.value.weights.items()}
+        hospitals += [replace(hospital, weights=weights) for hospital in loaded]
         problems += found
-        sources |= {hospital.name: _Source(document, sheet, parts) for hospital in loaded}
+        sources |= {hospital.name: _Source(document, sheet, parts, source) for hospital in loaded}
     if not mappings:
         problems.append(Problem("there are no hospitals", hint="give at least one hospital.yaml"))
     problems += _shared_patients(hospitals)
     if problems:
         raise DataError(dict.fromkeys(problems))
     if (spec := federation.value.modalities.image) is not None:
-        hospitals = _with_images(hospitals, sources, root, spec, cache or user_cache(), ask)
+        seed = federation.value.training.seeds[0]
+        hospitals = _with_images(hospitals, sources, root, spec, cache or user_cache(), ask, seed)
     return tuple(sorted(hospitals, key=lambda hospital: hospital.name))
 
 
@@ -139,9 +149,18 @@ def load_hospitals(
 
 
 def _with_images(
-    hospitals: Sequence[Hospital], sources: Mapping[str, _Source], root: Path, spec: ImageSpec, cache: Path, ask: Ask
+    hospitals: Sequence[Hospital],
+    sources: Mapping[str, _Source],
+    root: Path,
+    spec: ImageSpec,
+    cache: Path,
+    ask: Ask,
+    seed: int,
 ) -> list[Hospital]:
-    """The same hospitals, their patients with images; each folder is searched once, however many hospitals it holds."""
+    """The same hospitals, their patients with images; each folder is searched once, however many hospitals it holds.
+
+    Where a language model writes from the images, texts come with them. `seed`: chooses its prompts.
+    """
     problems: list[Problem] = []
     whole: list[Hospital] = []
     searched: dict[Path, tuple[Finds | None, Callable[[Study], str | None]]] = {}
@@ -165,11 +184,32 @@ def _with_images(
             present={**hospital.patients.present, "image": made.present},
         )
         warnings = (*hospital.warnings, *made.warnings)
-        whole.append(replace(hospital, patients=patients, warnings=warnings, images=made.summary))
+        whole.append(
+            replace(hospital, patients=patients, warnings=warnings, images=made.summary, instances=made.instances)
+        )
     problems += _without_any(whole, sources) if ask.all else []
     if problems:
         raise DataError(dict.fromkeys(problems))
-    return whole
+    return [_written(hospital, sources[hospital.name].text, spec, ask, seed) for hospital in whole]
+
+
+def _written(hospital: Hospital, source: texts.Source | None, spec: ImageSpec, ask: Ask, seed: int) -> Hospital:
+    """The hospital with the texts of its language model, if it has one and the study allows it."""
+    if source is None or source.writer is None:
+        return hospital
+    assert hospital.images is not None, "a study in which a model writes looks at images"
+    summary = hospital.images
+    chosen = {one.patient: one for one in summary.chosen}
+
+    def shown(place: int) -> Slices | str:
+        one = chosen.get(hospital.patients.ids[place])
+        return images.slices_of(one, spec, summary.cache) if one else "no image"
+
+    kept = Path(summary.cache) / "reports"
+    patients, text, noticed = texts.write(
+        source, hospital.name, hospital.patients, hospital.sentences, shown, kept, seed, ask.watch
+    )
+    return replace(hospital, patients=patients, text=text, warnings=(*hospital.warnings, *noticed), sentences=())
 
 
 def _without_any(hospitals: Sequence[Hospital], sources: Mapping[str, _Source]) -> Iterator[Problem]:
@@ -178,7 +218,10 @@ def _without_any(hospitals: Sequence[Hospital], sources: Mapping[str, _Source]) 
         found = [one.images for one in hospitals if one.images and sources[one.name].document is document]
         if document.value.images is not None and found and not any(one.chosen for one in found):
             counts = sum((Counter(one.counts) for one in found), Counter[Reason]())
-            reasons = ", ".join(f"{reason}: {count}" for reason, count in counts.items()) or "no study is theirs"
+            told = [f"{reason}: {count}" for reason, count in counts.items()]
+            if unmatched := max(one.unmatched for one in found):
+                told.append(f"{unmatched} studies belong to nobody in the table")
+            reasons = ", ".join(told) or "no study is theirs"
             message = f"no patient of hospital '{document.value.hospital}' has a usable image ({reasons})"
             hint = "check images.folder and images.link; ich-client check --patient ID says what became of one"
             yield Problem(message, document.where("images"), hint)
@@ -345,14 +388,18 @@ def _hospitals(
         warnings += _predictor_warnings(part.name, chosen, patients, document, federation)
         warnings += _unknown_mappings(document, federation)
         summary = None
-        if source is not None:
+        sentences: tuple[str | None, ...] = ()
+        if source is not None and source.writer is not None:  # the images come later, and with them the texts
+            sentences = tuple(texts.templates(source, kept, columns))
+        elif source is not None:
             try:
                 patients, summary, noticed = texts.add(source, part.name, patients, kept, columns, sheet)
             except DataError as error:
                 problems += error.problems
                 continue
             warnings += noticed
-        hospitals.append(Hospital(part.name, patients, document.value.limits, excluded, tuple(warnings), summary))
+        limits = document.value.limits
+        hospitals.append(Hospital(part.name, patients, limits, excluded, tuple(warnings), summary, sentences=sentences))
     return hospitals, problems
 
 

@@ -53,6 +53,9 @@ def check(plan: Plan, me: str, task: Task, rows: Rows) -> None:
         _questions(plan, me, task)
         _blocks(plan, task.folds, rows, _trained(plan))
     elif isinstance(task, ModelTask):
+        several = plan.federation.task.kind == "slices"
+        _require((task.threshold is None) is several, "a threshold of another kind of study")
+        _require(tuple(task.thresholds) == (plan.federation.labels if several else ()), "thresholds of other types")
         _blocks(plan, [ALL], rows, _trained(plan))
 
 
@@ -90,7 +93,8 @@ def _questions(plan: Plan, me: str, task: EvaluateTask) -> None:
     _require(bool(asked) and asked == agreed, f"questions {asked}")
     _require(task.folds == [fold for _, folds in asked for fold in folds], f"folds {task.folds} for questions {asked}")
     for question in task.questions:
-        _require(len(question.thresholds) == len(question.folds), "thresholds and folds do not belong together")
+        needed = len(question.folds) * len(plan.federation.labels)
+        _require(len(question.thresholds) == needed, "thresholds and folds do not belong together")
         if evaluation.threshold != "youden":
             fixed = set(question.thresholds) == {evaluation.threshold}
             _require(fixed, f"thresholds {question.thresholds}, and the study says {evaluation.threshold}")

@@ -1,14 +1,16 @@
-"""A hospital's texts as token ids: the template's sentences or the hospital's own reports, and what is noticed in them."""
+"""A hospital's texts as token ids: the template's sentences, its own reports, or a language model's; what is noticed in them."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from ich_client import identifiers
 from ich_client.cells import meaning
-from ich_client.hospital import PATIENT, HospitalConfig, ReportText
+from ich_client.hospital import PATIENT, HospitalConfig, LocalOptions, ReportText
+from ich_client.report_endpoint import Endpoint, EndpointOptions
+from ich_client.report_writer import Model, ReportWriter, Slices
 from ich_client.sheets import Sheet, likely
 from ich_models import report_text, tokens
 from ich_models.batch import Patients
@@ -33,6 +35,8 @@ class TextSummary:
 
     `tokens`: mean per text, [CLS] and [SEP] included, before anything is cut off. `cut`: share of the texts that do not
     fit. `unknown`: share of all words and pieces. `identifiers`: texts that hold what may identify somebody, by kind.
+    `writer`: the language model that was asked, empty if none was; `by_model`: patients whose text is its answer;
+    `by_template`: why the template stands in for the others.
     """
 
     patients: int
@@ -40,6 +44,9 @@ class TextSummary:
     cut: float
     unknown: float
     identifiers: Mapping[str, int]
+    writer: str = ""
+    by_model: int = 0
+    by_template: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,14 @@ class Source:
     @property
     def report(self) -> ReportText | None:
         """Where the hospital's own reports are; None for the template, and where the hospital has none."""
-        return self.document.value.text if self.spec.source == "report" else None
+        given = self.document.value.text
+        return given if self.spec.source == "report" and given is not None and given.has_reports else None
+
+    @property
+    def writer(self) -> EndpointOptions | LocalOptions | None:
+        """The hospital's language model, where the study allows it to write; None where either does not want it."""
+        given = self.document.value.text
+        return given.writer if self.spec.writer == "allowed" and given is not None else None
 
 
 def source(
@@ -130,26 +144,104 @@ def add(
     warnings: list[Problem] = []
     found: Mapping[str, int] = {}
     if given.spec.source == "template":
-        spoken = given.spec.spoken(given.table)
-        texts = [
-            report_text.write({one: columns[one][row] for one in spoken}, given.spec, given.table) or None
-            for row in rows
-        ]
+        texts = templates(given, rows, columns)
+        warnings += _unused_writer(given)
     else:
         texts, places = _reports(given, patients, rows, sheet)
         found, warnings = _identifiers(given, name, patients, texts, places)
+    patients, summary, noticed = _encoded(given, name, patients, texts)
+    return patients, replace(summary, identifiers=found), [*warnings, *noticed]
+
+
+def templates(given: Source, rows: Sequence[int], columns: Mapping[str, Mapping[int, Value]]) -> list[str | None]:
+    """The template's sentences on each row; None where nothing is known."""
+    spoken = given.spec.spoken(given.table)
+    return [
+        report_text.write({one: columns[one][row] for one in spoken}, given.spec, given.table) or None for row in rows
+    ]
+
+
+def _encoded(
+    given: Source, name: str, patients: Patients, texts: Sequence[str | None]
+) -> tuple[Patients, TextSummary, list[Problem]]:
+    """The patients with these texts, what these are like, and what is noticed."""
     encoded = tokens.encode(texts, given.vocabulary, given.spec.tokens)
-    warnings += _noticed(given, name, encoded)
     pieces, present = int(encoded.pieces.sum()), int(encoded.present.sum())
     summary = TextSummary(
         patients=present,
         tokens=pieces / present + 2 if present else 0.0,
         cut=int(encoded.cut.sum()) / present if present else 0.0,
         unknown=int(encoded.unknown.sum()) / pieces if pieces else 0.0,
-        identifiers=found,
+        identifiers={},
     )
     marked = {**patients.present, "text": encoded.present}
-    return replace(patients, text=encoded.ids, present=marked), summary, warnings
+    return replace(patients, text=encoded.ids, present=marked), summary, list(_noticed(given, name, encoded))
+
+
+def _unused_writer(given: Source) -> Iterator[Problem]:
+    """A language model that the study does not ask for: the template writes, at every hospital alike, and that is said."""
+    config = given.document.value.text
+    if config is not None and config.writer is not None and given.writer is None:
+        hint = "nothing to do; only a study with modalities.text.writer: allowed has texts written by a model"
+        where = given.document.where("text", "writer")
+        yield Problem("the study does not allow a language model to write; its template does", where, hint)
+
+
+# --- written by a language model --------------------------------------------------------------------------------------
+
+
+def write(
+    given: Source,
+    name: str,
+    patients: Patients,
+    sentences: Sequence[str | None],
+    shown: Callable[[int], Slices | str],
+    kept: Path,
+    seed: int,
+    watch: Callable[[str, int, int | None], None],
+) -> tuple[Patients, TextSummary, list[Problem]]:
+    """The patients of hospital `name` with texts of its language model, or of the template where an answer is not taken.
+
+    `sentences`: of the template, by patient; `shown`: a patient's brain-masked slices, or why there are none;
+    `kept`: folder of the answers. Raises IchError if the model cannot be asked: training must not wait for it, nor learn
+    from another mixture of texts than the next start would.
+    """
+    options = given.writer
+    assert options is not None, "a hospital with a language model"
+    writer = ReportWriter(_model(given, options), kept, seed)
+    texts: list[str | None] = []
+    reasons: Counter[str] = Counter()
+    for place, (identifier, template) in enumerate(zip(patients.ids, sentences, strict=True)):
+        slices = shown(place)
+        if isinstance(slices, str):
+            reasons[slices] += 1
+            texts.append(template)
+        else:
+            written = writer.write(identifier, slices, template or "")
+            reasons[written.refused] += 1
+            texts.append(written.text or None)
+        watch("reports", place + 1, len(patients.ids))
+    by_model = reasons.pop("", 0)
+    patients, summary, warnings = _encoded(given, name, patients, texts)
+    if by_model < len(patients) / 2:
+        message = f"the language model wrote {by_model} of {len(patients)} texts of hospital '{name}'"
+        most = ", ".join(f"{reason}: {count}" for reason, count in reasons.most_common(3))
+        hint = f"the template wrote the others ({most})"
+        warnings.append(Problem(message, given.document.where("text", "writer"), hint))
+    said = options.model if isinstance(options, EndpointOptions) else options.folder
+    return patients, replace(summary, writer=said, by_model=by_model, by_template=dict(reasons.most_common())), warnings
+
+
+def _model(given: Source, options: EndpointOptions | LocalOptions) -> Model:
+    try:
+        if isinstance(options, EndpointOptions):
+            return Endpoint(options)
+        from ich_client.report_local import LocalModel  # torch and transformers
+
+        return LocalModel(given.root / options.folder)
+    except ConfigurationError as error:
+        place = given.document.where("text", "writer")
+        raise ConfigurationError(replace(one, where=one.where or place) for one in error.problems) from error
 
 
 def _noticed(given: Source, name: str, encoded: Tokens) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ich_models import augment
 from ich_models.batch import Batch
 from ich_models.recipes import Recipe, build_optimizer
 from ich_models.stack import Stack, separable
@@ -35,39 +36,49 @@ def fit(
     epochs_before: int = 0,
     seed: tuple[int, ...],
     direction: Direction | None = None,
+    micro_batch: int | None = None,
 ) -> Fit:
     """Train every model of the stack on the same batches, in place.
 
     Schedules count local epochs (with `updates`: rounds) over `rounds` rounds, of which `rounds_before` are done; terms
     that fade count those of earlier stages too, `epochs_before`. What rests in the present stage is not stepped along.
     The order of the patients and the random layers follow from `seed` alone, whatever the number of models.
+    `micro_batch`: the gradient of a batch is added up over so many patients at a time, where they do not feel each other.
     """
     parameters = [parameter for parameter in stack.parameters.values() if parameter.requires_grad]
+    if not parameters:  # a score that nothing is learnt of
+        return Fit(stack.own_losses(patients), 0.0)
     optimizer = build_optimizer(recipe.optimizer, parameters)
     stack.network.train()
-    each = torch.ones(stack.copies, dtype=patients.label.dtype)  # the gradient of the losses' sum
+    patients = stack.with_features(patients)
+    device = next(iter(stack.parameters.values())).device
+    each = torch.ones(stack.copies, dtype=patients.label.dtype, device=device)  # the gradient of the losses' sum
     losses: list[torch.Tensor] = []
     sizes: list[int] = []
     rate = 0.0
-    largest: int | None = None
-    with torch.random.fork_rng(devices=[]):
+    largest = micro_batch if separable(stack.network) else None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         generator = np.random.default_rng(seed)
         # torch.manual_seed would also leave a note, with a traceback, for every kind of accelerator
-        torch.default_generator.manual_seed(int(generator.integers(2**63)))
-        for epoch, batch in _batches(patients, recipe, generator):
+        torch.default_generator.manual_seed(start := int(generator.integers(2**63)))
+        if device.type == "cuda":
+            torch.cuda.manual_seed(start)
+        for epoch, plain in _batches(patients, recipe, generator):
+            batch = augment.of_batch(recipe.augment, plain) if recipe.augment else plain
             done = rounds_before * (recipe.epochs or 1) + epoch
             lr = recipe.optimizer.lr * recipe.schedule.factor(done, rounds * (recipe.epochs or 1))
             for group in optimizer.param_groups:
                 group["lr"] = lr
             for parameter in parameters:
                 parameter.grad = None
-            loss, largest = _backward(stack, batch, epochs_before + done, each, largest)
+            with torch.autocast(each.device.type, torch.bfloat16, enabled=recipe.amp):
+                loss, largest = _backward(stack, batch, epochs_before + done, each, largest)
             if recipe.clip is not None:
                 _clip(stack, recipe.clip)
             if direction is not None:
                 _redirect(stack, direction)
             optimizer.step()
-            losses.append(loss)
+            losses.append(loss.cpu())
             sizes.append(len(batch))
             rate += lr
     return Fit(_mean(losses, sizes), rate)
@@ -112,10 +123,14 @@ def _mean(losses: list[torch.Tensor], sizes: list[int]) -> torch.Tensor:
 def _batches(patients: Batch, recipe: Recipe, generator: np.random.Generator) -> Iterator[tuple[int, Batch]]:
     """(Epoch, batch) until the recipe's epochs or updates are done; with `updates` everything is epoch 0."""
     size = len(patients) if recipe.batch == "all" else recipe.batch
-    sizes = _sizes(len(patients), size)
     done = epoch = 0
     while epoch < recipe.epochs if recipe.epochs is not None else True:
-        for batch in _shuffled(patients, sizes, generator) if size < len(patients) else [patients]:
+        rows = augment.of_epoch(recipe.augment, patients)
+        if size < len(patients) or rows is not None:
+            batches = _shuffled(patients, rows, size, generator)
+        else:
+            batches = iter([patients])
+        for batch in batches:
             if done == recipe.updates:
                 return
             yield (epoch if recipe.epochs is not None else 0), batch
@@ -123,8 +138,12 @@ def _batches(patients: Batch, recipe: Recipe, generator: np.random.Generator) ->
         epoch += 1
 
 
-def _shuffled(patients: Batch, sizes: list[int], generator: np.random.Generator) -> Iterator[Batch]:
-    order = torch.from_numpy(generator.permutation(len(patients)))
+def _shuffled(patients: Batch, rows: torch.Tensor | None, size: int, generator: np.random.Generator) -> Iterator[Batch]:
+    count = len(patients) if rows is None else len(rows)
+    order = torch.from_numpy(generator.permutation(count))
+    if rows is not None:
+        order = rows[order]
+    sizes = _sizes(count, size)
     if patients.is_large:
         yield from (patients.take(rows) for rows in order.split(sizes))
     else:

@@ -6,15 +6,15 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ich_client import models
+from ich_client import disagreements, models
 from ich_client.site import Site
 from ich_client.tasks import RefusedError
 from ich_client.train import Direction, fit
 from ich_models.batch import Batch, Patients
 from ich_models.errors import Code
 from ich_models.folds import ALL, Fold, parse
+from ich_models.losses import plain
 from ich_models.metrics import evaluate as measure
 from ich_models.metrics import youden_threshold
 from ich_models.networks.staged import enter
@@ -39,11 +39,14 @@ from ich_models.protocol import (
     rows_hash,
     select,
 )
+from ich_models.slice_metrics import evaluate_slices, slice_thresholds
 from ich_models.stack import Stack, stackable
 from ich_strategies.plan import Plan
 from ich_strategies.strategy import Strategy
 
 Array = NDArray[np.floating]
+
+CPU: Final = torch.device("cpu")
 
 CLIENT: Final = "client."
 """Before the names of what the hospital itself has kept, beside the server's blocks."""
@@ -76,7 +79,7 @@ def train(site: Site, task: TrainTask, rows: Rows) -> tuple[TrainReply, Rows]:
     folds = list(map(parse, task.folds))
     inputs = _with_constants(site, folds, rows) | _own_state(site, task, rows)
     outputs: Rows = {}
-    for part, twins in _passes(site.plan, folds, inputs):
+    for part, twins in _passes(site, folds, inputs):
         trained = _train_together(site, task.round, part, select(inputs, [group[0] for group in twins]))
         for name, block in trained.items():
             whole = outputs.setdefault(name, np.empty((len(folds), block.shape[1]), block.dtype))
@@ -140,17 +143,19 @@ def _with_constants(site: Site, folds: Sequence[Fold], rows: Rows) -> Rows:
     return {**rows, CONSTANTS: np.concatenate([site.constants(fold.part or 0).numpy() for fold in folds])}
 
 
-def _passes(plan: Plan, folds: Sequence[Fold], inputs: Rows) -> Iterator[tuple[int, list[list[int]]]]:
+def _passes(site: Site, folds: Sequence[Fold], inputs: Rows) -> Iterator[tuple[int, list[list[int]]]]:
     """Folds that train together: (part held out, groups of folds with identical inputs).
 
-    Folds with the same patients go in one pass where the network can be stacked, else one after another.
+    Folds with the same patients go in one pass where the network can be stacked, else one after another. Encoders of
+    images gain nothing from a common pass (measured: 0.85 of the time), and need the memory of all folds.
     """
+    together = stackable(site.plan.network) and site.hospital.patients.image is None
     groups: dict[int, dict[bytes, list[int]]] = {}
     for index, fold in enumerate(folds):
         content = b"".join(block[index].tobytes() for block in inputs.values())
         groups.setdefault(fold.part or 0, {}).setdefault(content, []).append(index)
     for part, twins in groups.items():
-        if stackable(plan.network):
+        if together:
             yield part, list(twins.values())
         else:
             yield from ((part, [group]) for group in twins.values())
@@ -160,13 +165,13 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
     """One pass over the stack: outputs 'sent.*', 'kept.*', 'loss' and 'validation_loss' (F, 1)."""
     plan, strategy = site.plan, site.plan.strategy
     stage, rounds_before = plan.federation.training.stage_at(round_number)
-    stack = load_stack(plan, inputs, stage.name)
+    stack = load_stack(plan, inputs, stage.name, site.device)
     tensors = {name: torch.from_numpy(block) for name, block in inputs.items()}
     start = tensors[WEIGHTS]
     server = {name: tensors[name] for name in strategy.sends}
     client = {name.removeprefix(CLIENT): block for name, block in tensors.items() if name.startswith(CLIENT)}
     validation = _validation_losses(stack, site.batch(part, "validation"))
-    before = _own_losses(stack, site.batch(part, "train")) if strategy.exact_loss else None
+    before = stack.own_losses(site.batch(part, "train")) if strategy.exact_loss else None
     done = fit(
         stack,
         site.batch(part, "train"),
@@ -175,9 +180,10 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
         rounds=stage.rounds,
         epochs_before=plan.federation.training.epochs_before(stage),
         seed=(plan.seed, round_number, *site.hospital.name.encode()),
-        direction=_direction(plan, start, server, client),
+        direction=_direction(plan, start, server, client, site.device),
+        micro_batch=site.hospital.limits.micro_batch,
     )
-    end = plan.weights.pack(stack.tensors(), start)
+    end = plan.weights.pack(stack.tensors(), start).cpu()
     report = strategy.report(start, end, server, client, done.rate)
     for what, given, declared in (("returns", report.sent, strategy.returns), ("keeps", report.kept, strategy.keeps)):
         widths = {name: block.shape[1] for name, block in given.items()}
@@ -185,7 +191,7 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
             raise ValueError(f"{type(strategy).__name__}.report and .{what} do not agree: {widths}")
     kept = dict(report.kept)
     if plan.local.size:
-        kept[LOCAL] = plan.local.pack(stack.tensors(), start)
+        kept[LOCAL] = plan.local.pack(stack.tensors(), start).cpu()
     return {
         f"sent.{WEIGHTS}": end.numpy(),
         **{f"sent.{name}": block.numpy() for name, block in report.sent.items()},
@@ -196,16 +202,20 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
 
 
 def _direction(
-    plan: Plan, start: torch.Tensor, server: Mapping[str, torch.Tensor], client: Mapping[str, torch.Tensor]
+    plan: Plan,
+    start: torch.Tensor,
+    server: Mapping[str, torch.Tensor],
+    client: Mapping[str, torch.Tensor],
+    device: torch.device,
 ) -> Direction | None:
     """The strategy's client half on one tensor of the stack; None where it changes nothing."""
     strategy = plan.strategy
     if type(strategy).direction is Strategy.direction:
         return None
-    starts = plan.weights.unpack(start)
+    starts = plan.weights.unpack(start.to(device))
     size = plan.weights.size
-    servers = {name: plan.weights.unpack(block) for name, block in server.items() if block.shape[1] == size}
-    clients = {name: plan.weights.unpack(block) for name, block in client.items() if block.shape[1] == size}
+    servers = {name: plan.weights.unpack(block.to(device)) for name, block in server.items() if block.shape[1] == size}
+    clients = {name: plan.weights.unpack(block.to(device)) for name, block in client.items() if block.shape[1] == size}
 
     def direction(tensor: str, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         if tensor not in starts:  # a layer that stays here has nothing to be drawn to
@@ -221,11 +231,12 @@ def _direction(
     return direction
 
 
-def load_stack(plan: Plan, rows: Rows, stage: str | None = None) -> Stack:
-    """A stack with one model per row of 'weights', 'constants' and, where the plan has them, 'local'.
+def load_stack(plan: Plan, rows: Rows, stage: str | None = None, device: torch.device = CPU) -> Stack:
+    """A stack with one model per row of 'weights', 'constants' and, where the plan has them, 'local', on a device.
 
     `stage`: that the network is to be in, where it has several; the study's last one if it is left out.
     """
+    plan.network.to(device)
     enter(plan.network, stage or plan.federation.training.stages[-1].name)
     stack = Stack(plan.network, len(rows[WEIGHTS]))
     layouts = {WEIGHTS: plan.weights, CONSTANTS: plan.constants, LOCAL: plan.local}
@@ -238,19 +249,7 @@ def _validation_losses(stack: Stack, patients: Batch) -> torch.Tensor:
     """(F,) float64: mean loss of the weights as received; NaN without validation patients."""
     if not len(patients):
         return torch.full((stack.copies,), torch.nan, dtype=torch.float64)
-    logits = stack.logits(patients).double()
-    labels = patients.label.double().expand_as(logits)
-    return binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)
-
-
-def _own_losses(stack: Stack, patients: Batch) -> torch.Tensor:
-    """(F,) float64: the loss that is trained with, of the weights as received, over all patients; no random layers."""
-    was_training = stack.network.training
-    stack.network.eval()
-    with torch.no_grad():
-        losses = stack.losses(patients).double()
-    stack.network.train(was_training)
-    return losses
+    return plain(stack.logits(patients).double(), patients.label.double())
 
 
 def _named(rows: Rows, prefix: str) -> Rows:
@@ -273,8 +272,14 @@ def thresholds(site: Site, task: ThresholdTask, rows: Rows) -> tuple[ThresholdRe
         split = site.split(fold.part or 0)
         rows_here = split.validation if len(split.validation) else split.train
         chosen = site.hospital.patients.take(rows_here)
-        found.append(youden_threshold(chosen.labels, predict(site.plan, own, chosen)[0]))
-        validation = _validation_losses(load_stack(site.plan, own), site.batch(fold.part or 0, "validation"))
+        probabilities = predict(site.plan, own, chosen, site.device)[0]
+        if chosen.targets is not None:
+            found += slice_thresholds(chosen.targets, probabilities)
+        else:
+            found.append(youden_threshold(chosen.labels, probabilities))
+        validation = _validation_losses(
+            load_stack(site.plan, own, device=site.device), site.batch(fold.part or 0, "validation")
+        )
         losses += _losses(validation.numpy()[:, None])
     return ThresholdReply(hospital=site.hospital.name, thresholds=found, validation_losses=losses), {}
 
@@ -288,9 +293,16 @@ def evaluate(site: Site, task: EvaluateTask, rows: Rows) -> tuple[EvaluateReply,
     for question in task.questions:
         indices = [task.folds.index(name) for name in question.folds]
         tested, probabilities = predictions(site, question.folds, select(rows, indices))
-        limits = np.concatenate([np.full(len(r), limit) for r, limit in zip(tested, question.thresholds, strict=True)])
-        labels = site.hospital.patients.labels[np.concatenate(tested)]
-        found = measure(labels, np.concatenate(probabilities), limits, seed=site.plan.seed)
+        by_fold = np.array(question.thresholds).reshape(len(question.folds), -1)
+        limits = np.concatenate([np.tile(own, (len(r), 1)) for r, own in zip(tested, by_fold, strict=True)])
+        everyone, scores = site.hospital.patients.take(np.concatenate(tested)), np.concatenate(probabilities)
+        labels, seed = everyone.labels, site.plan.seed
+        if everyone.targets is not None:
+            path = site.models / f"disagreements-{question.arm}.csv"
+            disagreements.write(site.hospital, np.concatenate(tested), scores, path)
+            found = evaluate_slices(len(labels), int(labels.sum()), everyone.targets, scores, limits, seed=seed)
+        else:
+            found = measure(labels, scores, limits[:, 0], seed=seed)
         answers.append(Answer.of(question.arm, found))
     return EvaluateReply(hospital=site.hospital.name, answers=answers), {}
 
@@ -303,7 +315,8 @@ def keep(site: Site, task: ModelTask, rows: Rows) -> tuple[ModelReply, Rows]:
     plan = site.plan
     mine = next(personal(site, [ALL], rows))
     tensors = {name: block[0] for name, block in mine.items()}
-    models.write(site.models, plan, tensors, task.threshold, rows_hash(rows))
+    by_type = {str(name): limit for name, limit in task.thresholds.items()}
+    models.write(site.models, plan, tensors, task.threshold, rows_hash(rows), by_type)
     return ModelReply(hospital=site.hospital.name, sha256=rows_hash(rows)), {}
 
 
@@ -315,7 +328,7 @@ def predictions(site: Site, folds: Sequence[str], rows: Rows) -> tuple[list[NDAr
         if not len(untaught) or (fold.hospital is not None and fold.trains_at(site.hospital.name)):
             raise RefusedError(Code.HELD_OUT, f"fold '{fold.name}' has learnt from every patient of this hospital")
         tested.append(untaught)
-        probabilities.append(predict(site.plan, own, site.hospital.patients.take(untaught))[0])
+        probabilities.append(predict(site.plan, own, site.hospital.patients.take(untaught), site.device)[0])
     return tested, probabilities
 
 
@@ -330,6 +343,6 @@ def personal(site: Site, folds: Sequence[str], rows: Rows) -> Iterator[Rows]:
         yield mine
 
 
-def predict(plan: Plan, rows: Rows, patients: Patients) -> Array:
-    """Probabilities (F, N) of the positive outcome for N patients, all that is known of them, under each row's model."""
-    return torch.sigmoid(load_stack(plan, rows).logits(patients.batch(plan.dtype)).double()).numpy()
+def predict(plan: Plan, rows: Rows, patients: Patients, device: torch.device = CPU) -> Array:
+    """Probabilities (F, N), or (F, N, S, 5), of the positive outcome for N patients, all that is known of them, under each row's model."""
+    return torch.sigmoid(load_stack(plan, rows, device=device).logits(patients.batch(plan.dtype)).double()).numpy()

@@ -15,7 +15,7 @@ from ich_models.folds import FEDERATED, LOHO, Fold, parse, questions
 from ich_models.metrics import Evaluation, evaluate, youden_threshold
 from ich_models.protocol import CONSTANTS, LOCAL, WEIGHTS, Rows
 from ich_models.recipes import Recipe
-from ich_models.statistics import Moments, merge
+from ich_models.statistics import merge
 from ich_server.results import ArmFound
 from ich_server.study import FIXED_THRESHOLD, StudyResult
 from ich_strategies.plan import Plan
@@ -51,7 +51,8 @@ def compare(plan: Plan, sites: Sites, result: StudyResult) -> Iterator[tuple[str
     """
     sites = {name: site for name, site in sites.items() if name in result.hospitals}
     evaluation = plan.federation.evaluation
-    models = {fold: Model(result.of([fold]), limit) for fold, limit in result.thresholds.items()}
+    by_slice = plan.federation.task.kind == "slices"
+    models = {} if by_slice else {fold: Model(result.of([fold]), limit) for fold, limit in result.thresholds.items()}
     for arm in (LOHO, FEDERATED):
         asked = {name: folds[arm] for name in sites if arm in (folds := questions(evaluation, name))}
         if asked:
@@ -63,6 +64,9 @@ def compare(plan: Plan, sites: Sites, result: StudyResult) -> Iterator[tuple[str
             def own(site: Site, fold: str) -> Model:
                 return Model(next(personal(site, [fold], models[fold].rows)), models[fold].threshold)
 
+            if by_slice:  # figures by type are the hospitals' own
+                yield arm, ArmFound(hospitals, None)
+                continue
             yield arm, ArmFound(hospitals, _all_patients(plan, sites, own, asked).measure(plan.seed))
     within = {name: folds[FEDERATED] for name in sites if FEDERATED in (folds := questions(evaluation, name))}
     if evaluation.comparisons.local:
@@ -122,7 +126,7 @@ def _all_patients(
             model = model_at(site, fold.name)
             if plan.federation.modalities.table.scaling == "hospital":
                 moments = merge(s.moments(fold.part or 0) for n, s in sites.items() if fold.trains_at(n))
-                model = Model({**model.rows, CONSTANTS: _constants(plan, moments)}, model.threshold)
+                model = Model({**model.rows, CONSTANTS: plan.constants_row(moments)}, model.threshold)
             parts.append(_score(plan, site, model, fold))
     return _join(parts)
 
@@ -133,7 +137,7 @@ def _all_patients(
 def train_alone(plan: Plan, sites: Sequence[Site], part: int, recipe: Recipe, seed: tuple[int, ...]) -> Model:
     """Train the plan's network in one place on the training patients of `sites`, scaled by their own statistics."""
     moments = merge(site.moments(part) for site in sites)
-    rows = {WEIGHTS: plan.start_rows([moments.log_odds]), CONSTANTS: _constants(plan, moments)}
+    rows = {WEIGHTS: plan.start_rows([moments.log_odds]), CONSTANTS: plan.constants_row(moments)}
     if plan.local.size:
         rows[LOCAL] = plan.start_local.numpy()
     stack = load_stack(plan, rows)
@@ -157,11 +161,6 @@ def _threshold(plan: Plan, rows: Rows, validation: Patients, train: Patients) ->
     chosen = validation if len(validation) else train
     found = youden_threshold(chosen.labels, predict(plan, rows, chosen)[0])
     return FIXED_THRESHOLD if found is None else found
-
-
-def _constants(plan: Plan, moments: Moments) -> NDArray[np.floating]:
-    scaled = plan.federation.modalities.table.scaling != "none"
-    return moments.constants(scaled=scaled).reshape(1, -1)[:, : plan.constants.size].astype(plan.number)
 
 
 def _own_scaling(plan: Plan, site: Site, model: Model, fold: Fold) -> Model:

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from ich_client import models
 from ich_client.app import build_app
 from ich_client.site import Site
+from ich_client.tables import Hospital
 from ich_deploy import source
 from ich_deploy.arms import compare
 from ich_deploy.grid import InProcessGrid, run_on_flower
@@ -24,6 +25,7 @@ from ich_models.files import read_json, write_json
 from ich_models.folds import ALL
 from ich_models.protocol import Answer, rows_hash
 from ich_server import results
+from ich_server.handover import thresholds
 from ich_server.report.page import write_report
 from ich_server.results import ArmFound
 from ich_server.study import RoundReport, StudyResult, run_study
@@ -59,11 +61,11 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
     Raises ConfigurationError, DataError or RunError. With `options.resume` the finished parts of an earlier run in
     `out` are taken over, and the numbers are those of an uninterrupted run.
     """
-    federation, _ = source.load(origin)
+    federation, hospitals = source.load(origin)
     studies: list[StudyResult] = []
     found: list[dict[str, ArmFound]] = []
     for seed in seeds:
-        plan = Plan(federation.value, seed)
+        plan = Plan(federation.value, seed, _weights(hospitals))
         folder = out / "seeds" / f"seed-{seed}"
         studies.append(_study(origin, plan, out, folder, options, watch))
         _keep_model(plan, studies[-1], out / "model" / f"seed-{seed}")
@@ -106,15 +108,21 @@ def client_app(origin: Source, out: Path) -> ClientApp:
 def _sites(origin: Source, seed: int, out: Path) -> tuple[Site, ...]:
     """Every hospital at work, sorted by name, made once per process; they share one plan, hence one network."""
     federation, hospitals = source.load(origin)
-    plan = Plan(federation.value, seed)
+    plan = Plan(federation.value, seed, _weights(hospitals))
     return tuple(Site(plan, hospital, out / "hospitals") for hospital in hospitals)
+
+
+def _weights(hospitals: Sequence[Hospital]) -> dict[str, Path]:
+    """Published weights, from whichever hospital names them: the study pins what is in them."""
+    return {name: path for hospital in hospitals for name, path in hospital.weights.items()}
 
 
 def _keep_model(plan: Plan, study: StudyResult, folder: Path) -> None:
     """The model of all hospitals as a hospital would have kept it, for `ich-client predict --model`."""
     rows = study.of([ALL])
     tensors = {name: block[0] for name, block in rows.items()}
-    models.write(folder, plan, tensors, study.thresholds[ALL], rows_hash(rows))
+    threshold, by_type = thresholds(plan, study)
+    models.write(folder, plan, tensors, threshold, rows_hash(rows), by_type)
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------
@@ -155,7 +163,7 @@ def _kept_arms(path: Path, about: Mapping[str, Any]) -> dict[str, ArmFound]:
         return {
             arm: ArmFound(
                 {name: Answer.model_validate(answer).evaluation() for name, answer in one["hospitals"].items()},
-                Answer.model_validate(one["pooled"]).evaluation(),
+                Answer.model_validate(one["pooled"]).evaluation() if one["pooled"] else None,
             )
             for arm, one in kept["arms"].items()
         }

@@ -48,6 +48,11 @@ def load(folder: Path, federation: str, seed: int) -> Progress | None:
     return Progress(rows=rows, **facts)
 
 
+def newest(folder: Path) -> int:
+    """The last round that is kept; 0 if there is none."""
+    return max((int(path.stem.removeprefix("round-")) for path in folder.glob("round-*.safetensors")), default=0)
+
+
 def read(path: Path, federation: str, seed: int) -> tuple[dict[str, NDArray[Any]], Facts]:
     """Rows and facts of a file of this study. Raises RunError if it is broken, or belongs to another study."""
     with path.open("rb"):

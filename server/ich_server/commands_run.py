@@ -16,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ich_models import kit as kits
+from ich_models.console import OneLine
 from ich_models.errors import ConfigurationError
-from ich_server import deployment, flower, home, memory, pki, status
+from ich_server import checkpoint, deployment, flower, home, memory, pki, status
 from ich_server.deployment import Reporter
 from ich_server.flower import Link, open_link
 from ich_server.status import Status
@@ -109,16 +110,21 @@ def run(
     every finished round; --resume goes on.
     """
     opened = home.open_home(folder)
-    federation = opened.federation.value
     if not home.admitted(folder):
         raise ConfigurationError("no hospital is admitted", where=str(folder), hint="ich-server admit KEY.pub")
     if not resume and (folder / "seeds").exists():
         hint = "go on with --resume, or move seeds/ and results.json aside to begin anew"
         raise ConfigurationError("a study was begun here", where=str(folder / "seeds"), hint=hint)
-    _log_to(opened.state / "server.log")
-    memory.give_back()
-    for request in (status.PAUSE, status.STOP):
-        status.withdraw(opened.state, request)
+    with home.locked(opened):
+        _log_to(opened.state / "server.log")
+        memory.give_back()
+        for request in (status.PAUSE, status.STOP):
+            status.withdraw(opened.state, request)
+        _run(opened, resume=resume)
+
+
+def _run(opened: home.Home, *, resume: bool) -> None:
+    federation, folder = opened.federation.value, opened.folder
     certificate, key = pki.server_certificate(opened.pki, opened.settings.host, federation.name)
     screen = Console(highlight=False)
     with open_link(
@@ -129,17 +135,24 @@ def run(
         lambda: home.admitted(folder),
         health_port=opened.settings.health,
     ) as link:
-        reporter = Reporter(opened.state, federation, opened.settings.address, link)
+        reporter = Reporter(opened.state, federation, opened.settings.address, link, resume=resume)
         names = ", ".join(sorted(link.names.values()))
         screen.print(f"listening  {opened.settings.address}, for {names}", markup=False)
-        bar, watch = _progress(len(federation.training.seeds) * federation.training.rounds, link)
+        seeds, rounds = federation.training.seeds, federation.training.rounds
+        done = sum(checkpoint.newest(folder / "seeds" / f"seed-{seed}") for seed in seeds) if resume else 0
+        bar, watch = _progress(len(seeds) * rounds, done, link)
         with bar, reporter.at_work():
-            found = deployment.run(federation, link, folder, reporter, resume=resume, watch=watch)
+            found = deployment.run(
+                federation, link, folder, reporter, resume=resume, watch=watch, weights=opened.weights
+            )
+    for each in reporter.set_aside:
+        if not each.when.startswith("round "):  # those were told as they came
+            screen.print(f"set aside  seed {each.seed}, {each.when}: {each.hospital}: {each.reason}", markup=False)
     screen.print(summary_table(found))
     screen.print(f"report     {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
-def _progress(rounds: int, link: Link) -> tuple[Progress, Callable[[RoundReport], None]]:
+def _progress(rounds: int, done: int, link: Link) -> tuple[Progress, Callable[[RoundReport], None]]:
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -148,7 +161,9 @@ def _progress(rounds: int, link: Link) -> tuple[Progress, Callable[[RoundReport]
         TextColumn("{task.fields[note]}"),
         console=Console(stderr=True, highlight=False),
     )
-    task = bar.add_task("rounds", total=rounds, note=f"waiting for {len(link.names)} hospitals")
+    task = bar.add_task(
+        "rounds", total=rounds, completed=done, note=f"waiting for {', '.join(sorted(link.names.values()))}"
+    )
 
     def watch(report: RoundReport) -> None:
         for reply in report.quarantined:
@@ -163,7 +178,7 @@ def _log_to(path: Path) -> None:
     """Our own log and Flower's warnings, beside the state."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name, level in (("ich_server", logging.INFO), ("flwr", logging.WARNING), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.setLevel(level)
@@ -234,9 +249,18 @@ def pause(
     else:
         status.ask(state, status.PAUSE)
     _say("asked", "to go on" if off else "to pause after this round")
+    _say_if_nobody_hears(state)
 
 
 def stop(folder: HomeOption = HERE) -> None:
     """Let the server finish its round, keep it, and end. ich-server run --resume goes on."""
-    status.ask(home.open_home(folder).state, status.STOP)
+    state = home.open_home(folder).state
+    status.ask(state, status.STOP)
     _say("asked", "to stop after this round")
+    _say_if_nobody_hears(state)
+
+
+def _say_if_nobody_hears(state: Path) -> None:
+    found = status.last(state)
+    if found is None or not found.alive:
+        _say("but", "no server runs on this folder, and the next one begins without what was asked before")

@@ -4,16 +4,17 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 
 from ich_models.errors import IchError, RunError
 from ich_models.federation import Federation
 from ich_models.protocol import PACKAGE
-from ich_server import results, status
+from ich_server import checkpoint, results, status
 from ich_server.flower import Link
 from ich_server.handover import hand_over
 from ich_server.report.page import write_report
@@ -36,8 +37,10 @@ class StoppedError(RunError):
 class Reporter:
     """Keeps the status file true while a study runs, from a thread of its own, and obeys the coordinator's requests."""
 
-    def __init__(self, folder: Path, federation: Federation, address: str, link: Link) -> None:
+    def __init__(self, folder: Path, federation: Federation, address: str, link: Link, *, resume: bool = False) -> None:
         self._folder, self._link = folder, link
+        link.before_look = self.obey_stop
+        before = status.last(folder) if resume else None
         self._lock = threading.Lock()
         self._round_began = time.monotonic()
         self._status = Status(
@@ -50,7 +53,13 @@ class Reporter:
             updated=status.now(),
             seeds=federation.training.seeds,
             rounds=federation.training.rounds,
+            set_aside=before.set_aside if before else [],
         )
+
+    @property
+    def set_aside(self) -> list[SetAside]:
+        """Replies that were set aside so far."""
+        return self._status.set_aside
 
     def tell(self, **changes: object) -> None:
         """Write the status anew, with these changes."""
@@ -64,8 +73,13 @@ class Reporter:
             status.write(self._folder, self._status)
 
     def add(self, seed: int, replies: list[Quarantine]) -> None:
-        """Remember replies that were set aside."""
-        known = [*self._status.set_aside, *(SetAside(seed=seed, **asdict(reply)) for reply in replies)]
+        """Remember replies that were set aside, each once."""
+        new = [reply for reply in replies if SetAside(seed=seed, **asdict(reply)) not in self._status.set_aside]
+        for reply in new:
+            log.warning("seed %s, %s: %s set aside: %s", seed, reply.when, reply.hospital, reply.reason)
+        if not new:
+            return
+        known = [*self._status.set_aside, *(SetAside(seed=seed, **asdict(reply)) for reply in new)]
         self.tell(set_aside=known[-200:])
 
     def round_done(self, report: RoundReport) -> None:
@@ -76,21 +90,28 @@ class Reporter:
             phase="training", seed=report.seed, round=report.round, loss=report.loss, round_seconds=round(seconds, 2)
         )
         status.wait_while_paused(self._folder, lambda paused: self.tell(phase="paused" if paused else "training"))
+        self.obey_stop()
+
+    def obey_stop(self) -> None:
+        """Raise StoppedError if a stop is asked for: between rounds, and while hospitals are waited for."""
         if status.asked(self._folder, status.STOP):
             status.withdraw(self._folder, status.STOP)
             raise StoppedError("stopped as asked; every finished round is kept", hint="go on with --resume")
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Renew the status until the end, and say how it ended."""
+        """Renew the status and the list of admitted keys until the end, and say how it ended."""
         ended = threading.Event()
 
         def renew() -> None:
             while not ended.wait(TELL):
                 try:
+                    self._link.refresh()
                     self.tell()
                 except OSError as error:  # a full disk ends the study by its own words, not by this thread's
                     log.warning("the status cannot be written: %s", error)
+                except Exception:  # who is revoked must be put out whatever became of the rest
+                    log.exception("the status or the keys could not be renewed; trying again")
 
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()
@@ -107,6 +128,10 @@ class Reporter:
             raise
         except KeyboardInterrupt:
             phase, message = "stopped", "interrupted"
+            raise
+        except Exception as error:
+            message = f"a defect ({type(error).__name__}): server.log has what a report of it needs"
+            log.exception("the study ended by a defect")
             raise
         finally:
             ended.set()
@@ -126,6 +151,7 @@ def run(
     *,
     resume: bool,
     watch: Callable[[RoundReport], None],
+    weights: Mapping[str, Path] = MappingProxyType({}),
 ) -> Results:
     """Run the study of every seed with the admitted hospitals, hand the model over, and write the results to `out`.
 
@@ -139,9 +165,10 @@ def run(
         reporter.round_done(report)
 
     for seed in federation.training.seeds:
-        plan = Plan(federation, seed)
+        plan = Plan(federation, seed, weights)
         link.refresh()
-        reporter.tell(seed=seed, round=0)
+        saved = checkpoint.newest(out / "seeds" / f"seed-{seed}") if resume else 0
+        reporter.tell(seed=seed, round=saved)
         study = run_study(
             link.grid,
             plan,
@@ -151,6 +178,7 @@ def run(
             watch=round_done,
             names=link.names,
         )
+        reporter.add(seed, [each for each in study.quarantined if not each.when.startswith("round ")])
         kept, failed = hand_over(link.grid, plan, study, {name: node for node, name in link.names.items()})
         log.info("seed %s: the model is at %s", seed, ", ".join(kept) or "no hospital")
         reporter.add(seed, failed)

@@ -11,19 +11,21 @@ import logging
 import re
 import threading
 import time
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, cast
 
 import uvicorn
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from fastapi import FastAPI
 from flwr.app import Message, RecordDict
-from flwr.app.message import remove_content_from_message
+from flwr.app.message import make_message, remove_content_from_message
 from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, TRANSPORT_TYPE_GRPC_RERE, SubStatus
 from flwr.common.serde import fab_to_proto, user_config_to_proto
@@ -125,7 +127,7 @@ class Door:
         self._given: dict[bytes, tuple[bytes, list[dict[str, Any]]]] = {}
         """Per public key: the last attempt at a task, and the response to it."""
         self.versions: dict[bytes, str] = {}
-        """Per public key, in base64: the package's version that its last successful look for a task named."""
+        """Per public key: the package's version that its last successful look for a task named."""
         self._lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,6 +140,11 @@ class Door:
             return
         if not path.startswith("/v1/fleet/") or path.endswith("register-node"):
             await _answer(send, 404)
+            return
+        headers = _headers(scope)
+        signed = None if headers is None else _signature(headers)
+        if headers is None or signed is None:  # nothing of it is read, and nothing remembered
+            await _answer(send, 401)
             return
         parts: list[bytes] = []
         size = 0
@@ -152,23 +159,22 @@ class Door:
             if size > LARGEST_BODY:
                 await _answer(send, 413)
                 return
-        if self._replayed(scope):
+        if self._replayed(signed):
             await _answer(send, 409)
             return
 
         async def again() -> dict[str, Any]:
             return {"type": "http.request", "body": parts.pop(0) if parts else b"", "more_body": bool(parts)}
 
-        headers = dict(scope["headers"])
         attempt = headers.get(ATTEMPT.encode(), b"")
         if path != "/v1/fleet/pull-messages" or not attempt:
             await self._app(scope, again, send)
             if size > LARGE_BODY:
                 gc.collect()
             return
-        key = headers.get(b"flwr-public-key", b"")
+        key = signed.key
         known, response = self._given.get(key, (b"", []))
-        if known == attempt and _signed(headers):  # its response was lost: Flower would not give the task out again
+        if known == attempt and signed.is_fresh:  # its response was lost: Flower would not give the task out again
             for part in response:
                 await send(part)
             return
@@ -184,12 +190,14 @@ class Door:
 
         await self._app(scope, again, keep)
 
-    def _replayed(self, scope: Scope) -> bool:
+    def forget(self, admitted: Iterable[bytes]) -> None:
+        """Keep nothing for keys that are not admitted any more."""
+        for key in set(self._given) - set(admitted):
+            self._given.pop(key, None)
+
+    def _replayed(self, signed: "_Signed") -> bool:
         """Whether this signature was here before; a client signs every attempt anew, with the time of that moment."""
-        headers = dict(scope["headers"])
-        mark = (headers.get(b"flwr-public-key", b""), headers.get(b"flwr-timestamp", b""))
-        if not all(mark):
-            return False  # unsigned: Flower refuses it
+        mark = (signed.key, signed.moment)
         now = time.monotonic()
         with self._lock:
             while self._seen and next(iter(self._seen.values())) < now - REPLAY_WINDOW:
@@ -200,13 +208,42 @@ class Door:
             return False
 
 
-def _signed(headers: dict[bytes, bytes]) -> bool:
-    """Whether the key that a request names has signed its time (when that was, Flower checks on every other request)."""
+_AUTHENTICATION: Final = (b"flwr-public-key", b"flwr-timestamp", b"flwr-signature")
+
+
+@dataclass(frozen=True)
+class _Signed:
+    """A request's public key (its bytes: several texts may stand for them) and the time that it has signed."""
+
+    key: bytes
+    moment: bytes
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether Flower would still accept it."""
+        try:
+            signed = datetime.fromisoformat(self.moment.decode("ascii"))
+            return abs((datetime.now(UTC) - signed).total_seconds()) < REPLAY_WINDOW
+        except (ValueError, TypeError):
+            return False
+
+
+def _headers(scope: Scope) -> dict[bytes, bytes] | None:
+    """The headers; None if one that authenticates stands there twice: which one counts would be a matter of taste."""
+    names = [name for name, _ in scope["headers"]]
+    return None if any(names.count(name) > 1 for name in _AUTHENTICATION) else dict(scope["headers"])
+
+
+def _signature(headers: dict[bytes, bytes]) -> _Signed | None:
+    """Whose signature a request carries, if the key that it names has signed the time that it names."""
     try:
-        key = bytes_to_public_key(b64decode(headers[b"flwr-public-key"]))
-        return verify_signature(key, headers[b"flwr-timestamp"], b64decode(headers[b"flwr-signature"]))
-    except (KeyError, ValueError, TypeError):
-        return False
+        key, moment, signature = (headers[name] for name in _AUTHENTICATION)
+        public = b64decode(key, validate=True)
+        if verify_signature(bytes_to_public_key(public), moment, b64decode(signature, validate=True)):
+            return _Signed(public, moment)
+    except (KeyError, ValueError, TypeError, UnsupportedAlgorithm):
+        pass
+    return None
 
 
 async def _answer(send: Send, status: int) -> None:
@@ -317,7 +354,13 @@ class StateGrid(Grid):
                 return None
             contents[node.object_id] = content
         store.delete(identifier)
-        whole = cast(Message, inflate_object_from_contents(identifier, contents))
+        try:
+            whole = inflate_object_from_contents(identifier, contents)
+        except Exception as error:  # a hospital's bytes: whatever Flower's parser makes of them
+            log.warning("a reply that cannot be read: %s", type(error).__name__)
+            whole = None
+        if not isinstance(whole, Message) or not whole.has_content():
+            return make_message(reply.metadata, RecordDict())  # which is no message of the protocol
         whole.metadata.__dict__["_message_id"] = identifier
         return whole
 
@@ -353,20 +396,27 @@ class Seen:
 class Link:
     """An open SuperLink: its grid, and who is there. Made by `open_link`."""
 
-    def __init__(
-        self, state: LinkState, run: Run, keys: Callable[[], Mapping[str, bytes]], versions: Mapping[bytes, str]
-    ) -> None:
-        self._state, self._keys, self._versions = state, keys, versions
-        self.names: dict[int, str] = {}
-        """Node to hospital, of the admitted keys; `admit` and `revoke` show here at once."""
+    def __init__(self, state: LinkState, run: Run, keys: Callable[[], Mapping[str, bytes]], door: Door) -> None:
+        self._state, self._keys, self._door = state, keys, door
+        self._lock = threading.Lock()
+        self.names: Mapping[int, str] = {}
+        """Node to hospital, of the admitted keys, as of the last `refresh`."""
+        self.before_look: Callable[[], None] = lambda: None
+        """Called whenever it is asked who is there; may raise, to end the waiting."""
         self.grid = StateGrid(state, run, self._online)
         self.refresh()
 
     def refresh(self) -> None:
-        """Let newly admitted keys in, and revoked ones out, also while a study runs."""
+        """Let newly admitted keys in, and revoked ones out, also while a study runs; to be called every few seconds."""
+        with self._lock:
+            self._refresh()
+
+    def _refresh(self) -> None:
         names: dict[int, str] = {}
+        admitted: list[bytes] = []
         for name, text in self._keys().items():
             key = public_key_to_bytes(cast(Any, load_ssh_public_key(text)))
+            admitted.append(key)
             node = self._state.get_node_id_by_public_key(key)
             if node is None:
                 try:
@@ -379,24 +429,26 @@ class Link:
         for node in known - set(names):
             log.warning("%s is not admitted any more", self.names.get(node, f"node {node}"))
             self._state.delete_node(NOOP_FLWR_AID, node)
-        self.names.clear()
-        self.names.update(names)
+        self._door.forget(admitted)
+        self.names = names
 
     def _online(self) -> list[int]:
+        self.before_look()
         self.refresh()
         return sorted(set(self._state.get_nodes(self.grid.run.run_id)) & set(self.names))
 
     def seen(self) -> dict[str, Seen]:
         """Every admitted hospital by name."""
-        infos = {info.node_id: info for info in self._state.get_node_info(node_ids=list(self.names))}
+        names = self.names
+        infos = {info.node_id: info for info in self._state.get_node_info(node_ids=list(names))}
         return {
             name: Seen(
                 node,
                 infos[node].status == "online",
-                infos[node].online_until or None,
-                self._versions.get(b64encode(infos[node].public_key), ""),
+                min(infos[node].online_until, time.time()) if infos[node].online_until else None,
+                self._door.versions.get(infos[node].public_key, ""),
             )
-            for node, name in sorted(self.names.items(), key=lambda pair: pair[1])
+            for node, name in sorted(names.items(), key=lambda pair: pair[1])
             if node in infos
         }
 
@@ -433,7 +485,7 @@ def open_link(
     server = _serve(door, listen, certificate, key)
     outcome = SubStatus.FAILED
     try:
-        yield Link(link_state, run, keys, door.versions)
+        yield Link(link_state, run, keys, door)
         outcome = SubStatus.COMPLETED
     finally:
         beating.set()

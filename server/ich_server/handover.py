@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.serverapp import Grid
 
-from ich_models.folds import ALL
+from ich_models.folds import ALL, threshold_name
 from ich_models.protocol import MODEL, ModelReply, ModelTask, rows_hash, to_record
 from ich_server.rounds import Failure, Quarantine, Request, exchange, read
 from ich_server.study import StudyResult
@@ -14,12 +14,20 @@ from ich_strategies.plan import Plan
 HANDOVER = "hand-over"
 
 
+def thresholds(plan: Plan, result: StudyResult) -> tuple[float | None, dict[str, float]]:
+    """The threshold of the model of all hospitals, or in a study of slices none and each type's own."""
+    chosen = {label: result.thresholds[threshold_name(ALL, label)] for label in plan.federation.labels}
+    return (chosen[""], {}) if "" in chosen else (None, chosen)
+
+
 def hand_over(
     grid: Grid, plan: Plan, result: StudyResult, nodes: Mapping[str, int]
 ) -> tuple[list[str], list[Quarantine]]:
     """Send the model to the hospitals of the study, by name in `nodes`: who has kept it, and who has not and why."""
     rows = {name: np.ascontiguousarray(block) for name, block in result.of([ALL]).items()}
-    task = ModelTask(federation=plan.hash, seed=plan.seed, threshold=result.thresholds[ALL])
+    threshold, by_type = thresholds(plan, result)
+    about = {"threshold": threshold, "thresholds": by_type}
+    task = ModelTask.model_validate({"federation": plan.hash, "seed": plan.seed, **about})
     record = to_record(task, rows)
     requests = [(Request(name, (ALL,)), record) for name in sorted(nodes) if name in result.hospitals]
     kept: list[str] = []

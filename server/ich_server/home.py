@@ -1,19 +1,23 @@
 """The federation folder: the study, the CA, the admitted and the revoked keys, and where runs leave their traces."""
 
+import fcntl
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import yaml
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field
 
 from ich_models import kit
-from ich_models.errors import ConfigurationError
+from ich_models.errors import ConfigurationError, RunError
 from ich_models.federation import Federation, load_federation
 from ich_models.files import write_atomic
 from ich_models.strict import NAME, Strict
@@ -32,6 +36,8 @@ class Settings(Strict):
     """host:port that the server listens on; every interface and the address's port if it is left out."""
     health: int | None = Field(None, ge=1, le=65535)
     """Port on loopback for Flower's gRPC health service, for probes."""
+    weights: dict[str, Path] = {}
+    """Published weights that the study's encoders learn on from: name -> file, relative to this folder."""
 
     @property
     def host(self) -> str:
@@ -54,6 +60,11 @@ class Home:
     federation: Document[Federation]
 
     @property
+    def weights(self) -> dict[str, Path]:
+        """The settings' weights, where they lie."""
+        return {name: self.folder / path for name, path in self.settings.weights.items()}
+
+    @property
     def pki(self) -> Path:
         """CA and server certificate."""
         return self.folder / "pki"
@@ -71,8 +82,9 @@ def create(source: Path, address: str, folder: Path) -> Home:
     """
     document = load_federation(source)
     settings = folder / SETTINGS
-    known = yaml.safe_load(settings.read_text()) if settings.exists() else {}
-    if not re.fullmatch(r"[A-Za-z0-9.\-]+:[0-9]{1,5}", address):
+    known = load(settings, Settings).value.model_dump(mode="json", exclude_unset=True) if settings.exists() else {}
+    port = address.rpartition(":")[2]
+    if not re.fullmatch(r"[A-Za-z0-9.\-]+:[0-9]{1,5}", address) or not 0 < int(port) < 65536:
         raise ConfigurationError(f"'{address}' is not host:port", hint="write it like train.example.org:8443")
     text = yaml.safe_dump({**known, "address": address}, sort_keys=False)
     copy = folder / kit.FEDERATION
@@ -120,6 +132,24 @@ def make_kit(home: Home, hospital: str, bundle: str) -> Path:
     path = home.folder / "kits" / f"{hospital}-kit.zip"
     write_atomic(path, kit.pack(facts, files, key))
     return path
+
+
+@contextmanager
+def locked(home: Home) -> Iterator[None]:
+    """Nobody else runs a server on this folder meanwhile. Raises RunError if somebody does."""
+    home.state.mkdir(parents=True, exist_ok=True)
+    with (home.state / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            hint = "ich-server status tells of it; ich-server stop ends it"
+            message = f"a server (process {file.read().strip() or 'unknown'}) runs on this folder already"
+            raise RunError(message, where=str(home.folder), hint=hint) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -172,8 +202,8 @@ def fingerprints(folder: Path) -> Mapping[str, str]:
 def _parse(text: bytes) -> ec.EllipticCurvePublicKey:
     try:
         key = serialization.load_ssh_public_key(text)
-    except ValueError as error:
-        hint = "the file that ich-client init wrote: NAME.pub"
+    except (ValueError, UnsupportedAlgorithm) as error:
+        hint = "the file that ich-client init wrote: NAME.pub (NAME.key never leaves the hospital)"
         raise ConfigurationError("not a public key in OpenSSH form", hint=hint) from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise ConfigurationError("not an ECDSA key on P-384", hint="the file that ich-client init wrote: NAME.pub")

@@ -4,23 +4,31 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from scipy.stats import norm
 
 from ich_models.federation import Federation
 from ich_models.files import write_atomic
-from ich_models.metrics import METRICS, RANGES, Estimate, Evaluation
+from ich_models.metrics import METRICS, RANGES, TYPE_METRICS, Estimate, Evaluation
 from ich_models.strict import Strict
 from ich_server.study import StudyResult
 
 SCHEMA: Final = 1
 
 Z: Final = float(norm.ppf(0.975))
+
+TYPE_INTERVALS: Final = (
+    "95 %. One seed: of slices percentiles over 1000 samples of patients, each with all its slices, from 10 patients with the"
+    " type and 10 without on; of patients DeLong on the logit scale (AUROC), bootstrap over patients (AUPRC, F1, F2), Wilson"
+    " (proportions) and Wald (Brier). Several seeds: value is their mean, and each half of the interval is sqrt(mean of the"
+    " seeds' squared halves + 1.96^2 (1 + 1/m) B), with B the variance of the m values (Rubin's rules), within the range."
+)
+"""Of a study of slices."""
 
 INTERVALS: Final = (
     "95 %. One seed: the interval of its own patients (AUROC: DeLong on the logit scale; AUPRC and F1: bootstrap over"
@@ -40,6 +48,11 @@ ARMS: Final = {
 }
 
 
+Level = Literal["slices", "patients"]
+LEVELS: Final[tuple[Level, ...]] = get_args(Level)
+"""What a type of haemorrhage is told of."""
+
+
 class Figure(Strict):
     """One metric of one hospital or of all test patients: null where it cannot be estimated."""
 
@@ -47,6 +60,28 @@ class Figure(Strict):
     low: float | None
     high: float | None
     per_seed: list[float | None]
+
+
+class Group(Strict):
+    """Slices, or patients, with a label of one type: `n`, `events` of them with the type (null: withheld), the metrics."""
+
+    n: Annotated[int, Field(ge=0)]
+    events: Annotated[int, Field(ge=0)] | None
+    auroc: Figure
+    auprc: Figure
+    brier: Figure
+    f1: Figure
+    f2: Figure
+    recall: Figure
+    precision: Figure
+    specificity: Figure
+
+
+class TypeFigures(Strict):
+    """One type of haemorrhage, by slice and by patient."""
+
+    slices: Group
+    patients: Group
 
 
 class Figures(Strict):
@@ -64,6 +99,16 @@ class Figures(Strict):
     recall: Figure
     precision: Figure
     specificity: Figure
+    types: dict[str, TypeFigures] = {}
+    """In a study of slices: each type of haemorrhage. Nothing is known of the metrics above then."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study of one outcome has no types, and its file does not speak of them."""
+        written: dict[str, Any] = plain(self)
+        if not self.types:
+            del written["types"]
+        return written
 
 
 class Arm(Strict):
@@ -164,6 +209,7 @@ def assemble(
     return Results(
         study=describe(federation),
         seeds=list(seeds),
+        intervals=TYPE_INTERVALS if federation.task.kind == "slices" else INTERVALS,
         hospitals=data,
         arms={name: _arm(name, [found[name] for found in arms]) for name in arms[0]},
         training={str(seed): _training(study) for seed, study in by_seed},
@@ -219,19 +265,50 @@ def figures(evaluations: Sequence[Evaluation]) -> Figures:
         n=first.n,
         events=first.events,
         **{name: combine(name, [evaluation.metrics[name] for evaluation in evaluations]) for name in METRICS},
+        types={
+            kind: TypeFigures(
+                slices=_group([evaluation.types[kind].slices for evaluation in evaluations]),
+                patients=_group([evaluation.types[kind].patients for evaluation in evaluations]),
+            )
+            for kind in first.types
+        },
     )
+
+
+def _group(found: Sequence[Evaluation]) -> Group:
+    metrics = {name: combine(name, [one.metrics[name] for one in found]) for name in TYPE_METRICS}
+    return Group(n=found[0].n, events=found[0].events, **metrics)
+
+
+def macro(figures: Figures, level: Level, name: str) -> tuple[float | None, int]:
+    """The mean of a metric over the types, and over how many: those with an AUROC, so that all metrics mean the same types.
+
+    None where there is no such type, or where one of them has no such metric.
+    """
+    groups = [group for one in figures.types.values() if (group := getattr(one, level)).auroc.value is not None]
+    values = [getattr(group, name).value for group in groups]
+    if not values or None in values:
+        return None, len(values)
+    return math.fsum(values) / len(values), len(values)
 
 
 def describe(federation: Federation) -> Study:
     """What the report says about the study itself."""
     outcome = federation.task.outcome
     scale = outcome.scale or outcome.variable
+    if federation.task.kind == "slices":
+        said = f"{', '.join(federation.labels[:-1])} and {federation.labels[-1]} haemorrhage of each slice"
+        return _study(federation, said)
     cut = outcome.poor if isinstance(outcome.poor, str) else ", ".join(outcome.poor)
+    return _study(federation, f"{outcome.positive} outcome at {outcome.at} ({scale}: poor is {cut})")
+
+
+def _study(federation: Federation, outcome: str) -> Study:
     return Study(
         name=federation.name,
         description=federation.description,
         federation=federation.hash,
-        outcome=f"{outcome.positive} outcome at {outcome.at} ({scale}: poor is {cut})",
+        outcome=outcome,
         network=federation.network.name,
         strategy=federation.training.strategy.name,
         rounds=federation.training.rounds,
@@ -247,21 +324,38 @@ def write(results: Results, folder: Path) -> None:
 
 
 def write_csv(results: Results, folder: Path) -> None:
-    """The same figures as tidy `results.csv`, one line per arm, hospital and metric."""
+    """The same figures as tidy `results.csv`, one line per arm, hospital and metric; of slices also per type and level."""
+    of_slices = any(found.types for arm in results.arms.values() for found in arm.hospitals.values())
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
-    table.writerow(("arm", "hospital", "n", "events", "metric", "value", "low", "high"))
+    more = ("type", "level") if of_slices else ()
+    table.writerow(("arm", "hospital", *more, "n", "events", "metric", "value", "low", "high"))
     for arm, found in results.arms.items():
         rows: list[tuple[str, Figures]] = list(found.hospitals.items())
         if found.pooled is not None:
             rows.append(("(all test patients)", found.pooled))
         for hospital, measured in rows:
+            if of_slices:
+                table.writerows((arm, hospital, *row) for row in _type_rows(measured))
+                continue
             for name in METRICS:
                 figure: Figure = getattr(measured, name)
                 table.writerow(
                     (arm, hospital, measured.n, measured.events, name, figure.value, figure.low, figure.high)
                 )
     write_atomic(folder / "results.csv", lines.getvalue().encode())
+
+
+def _type_rows(measured: Figures) -> Iterator[tuple[object, ...]]:
+    """Lines of each type, and of their mean."""
+    for level in LEVELS:
+        for kind, one in measured.types.items():
+            group: Group = getattr(one, level)
+            for name in TYPE_METRICS:
+                figure: Figure = getattr(group, name)
+                yield kind, level, group.n, group.events, name, figure.value, figure.low, figure.high
+        for name in TYPE_METRICS:
+            yield "(mean)", level, None, None, name, macro(measured, level, name)[0], None, None
 
 
 def read(path: Path) -> Results:

@@ -14,7 +14,11 @@ from ich_models.strict import Strict
 _FIRST_POLL, _LONGEST_POLL = 0.002, 1.0
 """Seconds between looks at a reply that is not there yet; doubled each time."""
 
+NOBODY: Final = 0
+"""In place of the node of a hospital that is not admitted any more."""
+
 MALFORMED: Final = "malformed reply"
+NOT_ADMITTED: Final = "not admitted any more"
 NO_REPLY: Final = "no reply before the deadline"
 WRONG_NAME: Final = "replied under another hospital's name"
 
@@ -69,13 +73,16 @@ def exchange(
     replied has failed; a later reply stays unread.
     """
     end = time.monotonic() + deadline
-    sent = []
+    sent: list[tuple[Request, str | None]] = []
     for request, record in requests:  # made one by one; what is pushed need not stay here
+        if nodes[request.hospital] == NOBODY:
+            sent.append((request, None))
+            continue
         message = Message(record, nodes[request.hospital], message_type, ttl=deadline, group_id=group)
         sent.append((request, next(iter(grid.push_messages([message])))))
         del message, record
     for request, message_id in sent:
-        yield request, _await(grid, message_id, end)
+        yield request, Failure(NOT_ADMITTED) if message_id is None else _await(grid, message_id, end)
 
 
 def _await(grid: Grid, message_id: str, end: float) -> RecordDict | Failure:

@@ -96,6 +96,14 @@ def read(folder: Path) -> Status:
         raise ConfigurationError("not a status of this version", where=str(path)) from error
 
 
+def last(folder: Path) -> Status | None:
+    """The last status, if there is one that can be read."""
+    try:
+        return read(folder)
+    except ConfigurationError:
+        return None
+
+
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 PAUSE: Final = "pause"

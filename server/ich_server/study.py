@@ -12,10 +12,9 @@ from flwr.app import Array, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from ich_models.clinical import bounds
 from ich_models.errors import Problem, RunError
 from ich_models.files import write_arrays
-from ich_models.folds import LOHO, Fold, folds_of, questions
+from ich_models.folds import LOHO, Fold, folds_of, questions, threshold_name
 from ich_models.protocol import (
     CONSTANTS,
     EVALUATE,
@@ -81,7 +80,10 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What a study ends with: per fold its rows ('weights', 'constants', 'local') and threshold; answers per hospital."""
+    """What a study ends with: per fold its rows ('weights', 'constants', 'local') and threshold; answers per hospital.
+
+    `thresholds`: by fold, in a study of slices by fold and type (`folds.threshold_name`).
+    """
 
     hospitals: Mapping[str, Taking]
     """Who takes part, by name."""
@@ -119,12 +121,14 @@ def run_study(
         finished.unlink(missing_ok=True)
     saved = checkpoint.load(folder, plan.hash, plan.seed)
     done = checkpoint.read(finished, plan.hash, plan.seed) if finished.exists() else None
-    members, absent = meet(grid, plan, hospitals, names)
+    before = done[1]["hospitals"] if done else saved.facts["hospitals"] if saved else {}
+    members, absent = meet(grid, plan, hospitals, names, before)
+    if before:
+        _check_unchanged(before, members)
     if done:
-        _check_unchanged(done[1]["hospitals"], members)
         return _load_result(*done)
     if saved:
-        _check_unchanged(saved.facts["hospitals"], members)
+        saved.facts["quarantined"] += [asdict(each) for each in absent if each.hospital not in before]
     study = _Study(grid, plan, members, saved or _beginning(plan, members, absent))
     while study.progress.round < plan.federation.training.rounds:
         report = study.train_round()
@@ -141,7 +145,6 @@ def run_study(
 def _beginning(plan: Plan, members: Mapping[str, Member], absent: Sequence[Quarantine]) -> Progress:
     """Start weights, constants and strategy state of every fold, from its training hospitals' statistics alone."""
     folds = folds_of(plan.federation.evaluation, members)
-    table = plan.federation.modalities.table
     statistics = [
         merge(member.moments[fold.part or 0] for name, member in members.items() if fold.trains_at(name))
         for fold in folds
@@ -149,11 +152,8 @@ def _beginning(plan: Plan, members: Mapping[str, Member], absent: Sequence[Quara
     rows: dict[str, NDArray[np.floating]] = {WEIGHTS: plan.start_rows([one.log_odds for one in statistics])}
     if plan.federation.evaluation.choose_round == "best":
         rows[BEST] = rows[WEIGHTS].copy()
-    if table.scaling != "hospital":
-        scaled, ranges = table.scaling == "federated", bounds(table)
-        constants = [one.constants(scaled=scaled, ranges=ranges).reshape(-1) for one in statistics]
-        # a network that does not look at the table has none
-        rows[CONSTANTS] = np.stack(constants)[:, : plan.constants.size].astype(plan.number)
+    if plan.federation.modalities.table.scaling != "hospital":
+        rows[CONSTANTS] = np.concatenate([plan.constants_row(one) for one in statistics])
     states = [plan.strategy.start(weights) for weights in rows[WEIGHTS]]
     rows |= {f"{STATE}{name}": np.stack([state[name] for state in states]) for name in states[0]}
     facts = {
@@ -171,8 +171,8 @@ def _check_unchanged(then: Mapping[str, Any], members: Mapping[str, Member]) -> 
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
     if changed:
         raise RunError(
-            f"hospitals or their data have changed since the study began: {', '.join(changed)}",
-            hint="bring them back as they were, or start the study anew, without --resume",
+            f"the data of these hospitals has changed since the study began: {', '.join(changed)}",
+            hint="bring it back as it was, or start the study anew, without --resume",
         )
 
 
@@ -247,7 +247,7 @@ class _Study:
                 )
             self.progress.rows[WEIGHTS] = self.progress.rows[BEST]
         if evaluation.threshold != "youden":
-            thresholds = dict.fromkeys(self.names, evaluation.threshold)
+            thresholds = dict.fromkeys(self._names_of(self.names), evaluation.threshold)
         elif not thresholds:
             thresholds, _ = self._thresholds(quarantined)
         answers = self._evaluate(thresholds, quarantined)
@@ -382,36 +382,44 @@ class _Study:
     # evaluation
 
     def _thresholds(self, quarantined: list[Quarantine]) -> tuple[dict[str, float], WeightedMeans]:
-        """Per fold the patient-weighted mean of the training hospitals' own thresholds, and their validation losses.
+        """Per fold (and type) the patient-weighted mean of the training hospitals' own thresholds, and their validation losses.
 
         Raises RunError if a fold has fewer replies than the quorum.
         """
         chosen, validation = WeightedMeans(), WeightedMeans()
+        labels = self.plan.federation.labels
         replies: Counter[str] = Counter()
         requests = self._to_learners(
             lambda folds: ThresholdTask(federation=self.plan.hash, seed=self.plan.seed, folds=folds)
         )
         for request, reply in self._exchange(requests, THRESHOLD, "thresholds"):
             answer = read(reply, ThresholdReply, request.hospital)
-            if not isinstance(answer, Failure) and {len(answer[0].thresholds), len(answer[0].validation_losses)} != {
-                len(request.folds)
-            }:
+            names = [threshold_name(fold, label) for fold in request.folds for label in labels]
+            if not isinstance(answer, Failure) and (len(answer[0].thresholds), len(answer[0].validation_losses)) != (
+                len(names),
+                len(request.folds),
+            ):
                 answer = Failure(MALFORMED)
             if isinstance(answer, Failure):
                 quarantined.append(Quarantine("thresholds", request.hospital, answer.reason))
                 continue
             replies.update(request.folds)
             patients = [self._patients(fold, request.hospital) for fold in request.folds]
-            for fold, threshold, weight in zip(request.folds, answer[0].thresholds, patients, strict=True):
+            weights = [weight for weight in patients for _ in labels]
+            for name, threshold, weight in zip(names, answer[0].thresholds, weights, strict=True):
                 if threshold is not None:
-                    chosen.add([fold], {"threshold": _column([threshold])}, [weight])
+                    chosen.add([name], {"threshold": _column([threshold])}, [weight])
             _add_known(validation, request.folds, answer[0].validation_losses, patients)
         self._check_quorum(replies, "thresholds", quarantined)
         means = {
             name: float(chosen.mean(name)["threshold"][0]) if name in chosen.weights else FIXED_THRESHOLD
-            for name in self.names
+            for name in self._names_of(self.names)
         }
         return means, validation
+
+    def _names_of(self, folds: Sequence[str]) -> list[str]:
+        """Of the thresholds of these folds, in the order in which they travel."""
+        return [threshold_name(fold, label) for fold in folds for label in self.plan.federation.labels]
 
     def _evaluate(
         self, thresholds: Mapping[str, float], quarantined: list[Quarantine]
@@ -442,7 +450,7 @@ class _Study:
                     seed=self.plan.seed,
                     folds=folds,
                     questions=[
-                        Question(arm=arm, folds=named, thresholds=[thresholds[fold] for fold in named])
+                        Question(arm=arm, folds=named, thresholds=[thresholds[name] for name in self._names_of(named)])
                         for arm, named in some.items()
                     ],
                 )
@@ -458,6 +466,8 @@ class _Study:
         ]:
             return False
         for answer in answers:
+            if bool(answer.types) is not (self.plan.federation.task.kind == "slices"):
+                return False
             if answer.arm == LOHO or evaluation.folds:  # every patient is tested once
                 if answer.patients != member.patients or answer.events not in (None, member.events):
                     return False

@@ -11,7 +11,7 @@ from scipy.special import logit, stdtrit
 
 from ich_models.metrics import METRICS, MIN_PER_CLASS
 from ich_server.meta_analysis import Summary, random_effects, summarise_auroc
-from ich_server.results import Arm, Figure, Figures, Results, Z
+from ich_server.results import Arm, Figure, Figures, Level, Results, Z
 
 FEW: Final = 100
 """Events, or non-events, under which a hospital's own figures are too uncertain to judge it by (Collins et al. 2016)."""
@@ -24,6 +24,17 @@ POOLED_METRICS: Final = ("auroc", "calibration_slope", "calibration_intercept")
 
 REFERENCES: Final = ("loho", "federated")
 """The federated model's own arms: the first one present is the headline, and what other arms are compared with."""
+
+
+SHOWN_BY_TYPE: Final[tuple[tuple[Level, str], ...]] = (
+    ("slices", "auroc"),
+    ("patients", "auroc"),
+    ("slices", "f2"),
+)
+"""What of a type of haemorrhage is shown where there is little room."""
+
+MEAN: Final = "mean"
+"""Of the types; which do not weigh by how many patients have them."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +218,21 @@ def same_patient_groups(results: Results) -> list[list[str]]:
     return groups
 
 
+def by_type(arm: Arm) -> bool:
+    """Whether its figures are those of types of haemorrhage."""
+    return any(found.types for found in arm.hospitals.values())
+
+
+def type_medians(arm: Arm, kind: str) -> dict[tuple[Level, str], float | None]:
+    """Of each of `SHOWN_BY_TYPE` the median over the hospitals that have it, for one type."""
+    found: dict[tuple[Level, str], float | None] = {}
+    for level, name in SHOWN_BY_TYPE:
+        figures = [getattr(getattr(one.types[kind], level), name).value for one in arm.hospitals.values()]
+        described = spread([value for value in figures if value is not None])
+        found[level, name] = described.median if described else None
+    return found
+
+
 def with_few(arm: Arm) -> list[str]:
     """Hospitals with under `FEW` events or non-events among the patients tested."""
     return [name for name, found in hospitals_of(arm).items() if _fewer(found) < FEW]
@@ -227,6 +253,7 @@ LABELS: Final = {
     "calibration_intercept": "Calibration intercept",
     "accuracy": "Accuracy",
     "f1": "F1",
+    "f2": "F2",
     "recall": "Recall (sensitivity)",
     "precision": "Precision (PPV)",
     "specificity": "Specificity",

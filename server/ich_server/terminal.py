@@ -7,12 +7,15 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from ich_server.results import Arm, Figure, Results
+from ich_server.results import Arm, Figure, Results, macro
 from ich_server.summary import (
+    MEAN,
     POOLED_METRICS,
+    SHOWN_BY_TYPE,
     Paired,
     Spread,
     arm_label,
+    by_type,
     compared,
     count,
     difference,
@@ -27,11 +30,15 @@ from ich_server.summary import (
     pooled,
     spread,
     total,
+    type_medians,
     values,
 )
 
 MOST_ROWS: Final = 15
 """Hospitals up to which each has a line; beyond that they are described together."""
+
+MOST_BY_TYPE: Final = 4
+"""The same, where a hospital takes a line for each type."""
 
 _SUMMARISED: Final = ("auroc", "calibration_slope", "brier")
 
@@ -42,6 +49,8 @@ def summary_table(results: Results) -> Group:
     if main is None:
         return Group(Text("no hospital was evaluated"))
     arm = results.arms[main]
+    if by_type(arm):
+        return Group(*(_types(name, results.arms[name]) for name in in_order(results)))
     first = _per_hospital(main, arm) if len(arm.hospitals) <= MOST_ROWS else _over_hospitals(main, arm)
     return Group(first, Text(), _arms(results)) if len(in_order(results)) > 1 else Group(first)
 
@@ -61,6 +70,31 @@ def _add(table: Table, *cells: str, style: str = "") -> None:
 def _plain(text: str) -> str:
     """Dashes that every terminal has."""
     return text.replace("–", "-").replace("−", "-").replace("≥", ">=")
+
+
+# --- types of haemorrhage ---------------------------------------------------------------------------------------------
+
+
+def _types(name: str, arm: Arm) -> Table:
+    """One line per hospital and type, or (many hospitals) per type, and the means over the types."""
+    hospital = "held out" if name == "loho" else "hospital"
+    table = _table(arm_label(name), hospital, "type", "with it", "AUROC: slices (95 % CI)", "patients", "F2")
+    if len(arm.hospitals) <= MOST_BY_TYPE:
+        for each, found in hospitals_of(arm).items():
+            for index, (kind, one) in enumerate(found.types.items()):
+                auroc, others = _text("auroc", one.slices.auroc), (one.patients.auroc, one.slices.f2)
+                having = count(one.patients.events)
+                _add(table, each if index == 0 else "", kind, having, auroc, *(_three(other) for other in others))
+            means = (number(metric, macro(found, level, metric)[0]) for level, metric in SHOWN_BY_TYPE)
+            _add(table, "", MEAN, "", *means, style="bold")
+    for kind in next(iter(arm.hospitals.values())).types:
+        medians = type_medians(arm, kind)
+        _add(table, "median", kind, "", *(number(name, value) for (_, name), value in medians.items()))
+    return table
+
+
+def _three(found: Figure) -> str:
+    return number("auroc", found.value)
 
 
 # --- the headline arm -------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What a patient is to a network: the patients of one hospital as arrays, and the batch that networks receive."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ class Patients:
     `slices`: (N, S) bool, which of the S images are the patient's; the others are padding.
     `targets`: what a network learns instead of `labels`, such as the haemorrhage types of each slice (N, S, 5).
     `present`: per modality, (N,) bool; a modality without an entry is there for everyone.
+    `features`: per modality, (N, ...), what a frozen encoder said of it.
     """
 
     ids: tuple[str, ...]
@@ -34,6 +35,7 @@ class Patients:
     slices: NDArray[np.bool_] | None = None
     targets: NDArray[np.floating] | None = None
     present: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    features: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.table) == len(self.labels) or self.table.ndim != 2:
@@ -45,13 +47,14 @@ class Patients:
     def _optional(self) -> Iterator[tuple[str, NDArray[np.generic] | None]]:
         yield from (("image", self.image), ("text", self.text), ("slices", self.slices), ("targets", self.targets))
         yield from self.present.items()
+        yield from self.features.items()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def holding(self, modality: str) -> NDArray[np.bool_]:
         """(N,): which patients have a modality."""
-        there = modality == "table" or getattr(self, modality) is not None
+        there = modality == "table" or modality in self.features or getattr(self, modality) is not None
         return self.present.get(modality, np.ones(len(self), np.bool_)) & there
 
     def take(self, rows: NDArray[np.int64]) -> "Patients":
@@ -65,6 +68,7 @@ class Patients:
             slices=None if self.slices is None else self.slices[rows],
             targets=None if self.targets is None else self.targets[rows],
             present={modality: mask[rows] for modality, mask in self.present.items()},
+            features={modality: kept[rows] for modality, kept in self.features.items()},
         )
 
     @classmethod
@@ -85,6 +89,10 @@ class Patients:
             modality: np.concatenate([group.present.get(modality, np.ones(len(group), np.bool_)) for group in groups])
             for modality in sorted(modalities)
         }
+        kept = {modality for group in groups for modality in group.features}
+        settings["features"] = {
+            modality: np.concatenate([group.features[modality] for group in groups]) for modality in sorted(kept)
+        }
         return cls(
             tuple(identifier for group in groups for identifier in group.ids),
             np.concatenate([group.table for group in groups]),
@@ -102,7 +110,7 @@ class Patients:
             image=None if self.image is None else torch.from_numpy(self.image),
             text=None if self.text is None else torch.from_numpy(self.text),
             slices=None if self.slices is None else torch.from_numpy(self.slices),
-        )
+        ).with_features({modality: torch.from_numpy(kept) for modality, kept in self.features.items()})
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,15 @@ class Batch:
     def take(self, rows: torch.Tensor) -> "Batch":
         """The patients at these row numbers, in this order."""
         return self._each(lambda tensor: tensor[rows])
+
+    def with_features(self, features: Mapping[str, torch.Tensor]) -> "Batch":
+        """The same patients with what an encoder says of a modality, (B, ...), in place of the modality itself."""
+        return replace(
+            self,
+            image=None if "image" in features else self.image,
+            text=None if "text" in features else self.text,
+            features={**self.features, **features},
+        )
 
     @property
     def is_large(self) -> bool:

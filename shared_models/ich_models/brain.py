@@ -64,6 +64,14 @@ def brain(volume: Volume) -> Brain:
     return Brain(whole, "head" if problem else "brain", problem, float(found.sum()) * coarse.millilitres)
 
 
+def judged(mask: Mask, volume: Volume) -> Brain:
+    """A mask from elsewhere (D, H, W) of a head CT, held to the same limits as our own; `problem` says which it breaks."""
+    coarse = _coarse(volume)
+    there = onto(Volume(mask.astype(np.int16), volume.affine, "intensity"), coarse, nearest=True).values > 0
+    problem = _implausible(there, coarse) if there.any() else "nothing was found"
+    return Brain(mask, "brain", problem, float(there.sum()) * coarse.millilitres)
+
+
 def _coarse(volume: Volume) -> Volume:
     """On a grid that is fine enough to find a brain on."""
     depth, high, wide = volume.spacing

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Iterable
 from typing import Final, NoReturn
 
 import typer
@@ -15,6 +16,18 @@ typer.core.HAS_RICH = False  # plain help texts: with rich, typer 0.20 prints "\
 
 INTERRUPTED: Final = 130
 """Exit code after Ctrl-C."""
+
+
+class OneLine(logging.Formatter):
+    """Log lines that nobody else can write: what came from outside cannot begin a line, nor move the cursor.
+
+    Further lines of a message are indented, and control characters are written out.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record).replace("\r\n", "\n")
+        shown = "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return shown.replace("\n", "\n    ")
 
 
 def application(help_text: str) -> typer.Typer:
@@ -53,8 +66,8 @@ def fail(error: IchError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def warn(problems: tuple[Problem, ...]) -> None:
-    """Print warnings; the command goes on."""
+def warn(problems: Iterable[Problem], word: str = "warning") -> None:
+    """Print warnings, or what `word` says; the command goes on."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for problem in problems:
-        console.print(f"warning: {problem}", markup=False)
+        console.print(f"{word}: {problem}", markup=False)

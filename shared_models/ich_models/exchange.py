@@ -4,11 +4,13 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from ich_models.networks.constants import Constants, Told
 from ich_models.networks.staged import Encoder, frozen_modules
-from ich_models.networks.tabular import Standardise
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def _layout(network: nn.Module, keep: Callable[[nn.Module, str], bool]) -> Layou
 def _travels(module: nn.Module, name: str) -> bool:
     """Constants are sent apart. Integer buffers (BatchNorm's step counter) matter only with momentum None: local."""
     tensor = {**module._parameters, **module._buffers}[name]
-    return not isinstance(module, Standardise) and tensor is not None and tensor.is_floating_point()
+    return not isinstance(module, Constants) and tensor is not None and tensor.is_floating_point()
 
 
 def is_normalisation(module: nn.Module) -> bool:
@@ -112,8 +114,26 @@ def kept_local(network: nn.Module, local: Callable[[nn.Module], bool]) -> Layout
 
 
 def constants(network: nn.Module) -> Layout:
-    """The constants of the input layers: fill, centre and scale."""
-    return _layout(network, lambda module, _: isinstance(module, Standardise))
+    """What is made of statistics: fill, centre and scale of the table, scaling of images, weights of classes."""
+    return _layout(network, lambda module, _: isinstance(module, Constants))
+
+
+def needed(network: nn.Module) -> tuple[str, ...]:
+    """The numbers per patient, beside the table's columns, that the network's constants are made of."""
+    return tuple(
+        dict.fromkeys(name for module in network.modules() if isinstance(module, Constants) for name in module.needs)
+    )
+
+
+def constants_of(network: nn.Module, layout: Layout, told: Told) -> NDArray[np.float64]:
+    """The numbers of the layout `constants`, (size,), for a fold whose training hospitals have told this."""
+    found = {
+        f"{prefix}.{name}" if prefix else name: values
+        for prefix, module in network.named_modules()
+        if isinstance(module, Constants)
+        for name, values in module.made_of(told).items()
+    }
+    return np.concatenate([np.zeros(0), *(found[name].ravel() for name in layout.shapes)])
 
 
 def row(network: nn.Module, layout: Layout) -> torch.Tensor:

@@ -11,8 +11,8 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_v
 
 from ich_models import tokens
 from ich_models.errors import ConfigurationError, Problem
-from ich_models.image_spec import ImageSpec
-from ich_models.networks.options import IchPro, NetworkOptions, WithText
+from ich_models.image_spec import HAEMORRHAGES, CtSlices, CtVolume, ImageSpec, MrVolume
+from ich_models.networks.options import Dlmi, Hohoho, IchPro, NetworkOptions, WithText
 from ich_models.recipes import Recipe, Stage
 from ich_models.strategy_options import FedAvg, StrategyOptions
 from ich_models.strict import Name, Strict
@@ -30,7 +30,9 @@ SCHEMA: Final = 1
 class Task(Strict):
     """What is predicted, when the prediction is made, and the order of the moments that variables are known at."""
 
-    kind: Literal["binary"] = "binary"
+    kind: Literal["binary", "slices"] = "binary"
+    """`binary`: the outcome of each patient. `slices`: five types of haemorrhage on each slice, from the hospitals' labels;
+    the outcome is then nothing to learn: patients are split by it, and counted."""
     timeline: Annotated[list[str], Field(min_length=1)]
     """Moments in their order, the earliest first; every `known_at` and `at` is one of them."""
     predict_at: str
@@ -187,6 +189,11 @@ class Federation(Strict):
     checks: Checks = Checks()
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """What one model says of a patient or a slice, by name: the types of haemorrhage, or the one outcome, ''."""
+        return HAEMORRHAGES if self.task.kind == "slices" else ("",)
+
+    @property
     def predictors(self) -> dict[str, Variable]:
         """The variables that the network sees, in their configured order."""
         return self.modalities.table.chosen
@@ -264,6 +271,7 @@ def _contradictions(federation: Federation) -> list[Complaint]:
         *table.contradictions(task.outcome, task.timeline, task.predict_at),
         *federation.training.strategy.contradictions(federation),
         *_network_needs(federation),
+        *_kind_needs(federation),
         *_text_needs(federation),
         *_unknown_stages(federation),
     ]
@@ -280,6 +288,13 @@ def _text_needs(federation: Federation) -> Iterator[Complaint]:
     if text is None:
         return
     yield from text.contradictions(table, task.outcome, task.timeline, task.predict_at)
+    if text.writer == "allowed" and not _shows_brains(federation.modalities.image):
+        message = "a language model is shown brain-masked slices, and no image of this study has them"
+        yield (
+            ("modalities", "text", "writer"),
+            message,
+            "add image: {kind: ct, brain: mask} or {kind: mr}, or leave it out",
+        )
     if not isinstance(network, WithText) or "text" not in network.uses:
         return
     places = {"text.positions": network.text.positions} | (
@@ -291,6 +306,10 @@ def _text_needs(federation: Federation) -> Iterator[Complaint]:
             yield ("modalities", "text", "tokens"), message, f"write tokens: {most}, or let the network take more"
     if text.vocabulary is None and all(name in table.variables for name in text.variables or table.predictors):
         yield from tokens.contradictions(tokens.built_in(text, table), network)
+
+
+def _shows_brains(image: ImageSpec | None) -> bool:
+    return isinstance(image, MrVolume) or (isinstance(image, CtVolume) and image.brain == "mask")
 
 
 def _network_needs(federation: Federation) -> list[tuple[tuple[str | int, ...], str, str]]:
@@ -306,6 +325,30 @@ def _network_needs(federation: Federation) -> list[tuple[tuple[str | int, ...], 
             )
         ]
     return []
+
+
+def _kind_needs(federation: Federation) -> Iterator[Complaint]:
+    """What the kind of task, the network, the images and the comparisons say against each other."""
+    network, image, evaluation = federation.network, federation.modalities.image, federation.evaluation
+    by_slice = isinstance(network, Hohoho | Dlmi)
+    if by_slice and federation.task.kind != "slices":
+        message = f"network '{network.name}' says five types of haemorrhage of each slice, and the task is one outcome"
+        yield ("task", "kind"), message, "write kind: slices"
+    if federation.task.kind == "slices":
+        if not by_slice:
+            message = f"network '{network.name}' says one thing of a patient, and the task is slices"
+            yield ("network", "name"), message, "networks for slices: hohoho, dlmi"
+        if image is not None and not isinstance(image, CtSlices):
+            yield ("modalities", "image", "kind"), "the task is slices, and this is another image", "kind: ct_slices"
+        for name in ("local", "pooled"):
+            if getattr(evaluation.comparisons, name) is not None:
+                message = f"the {name} arm trains in one stage for one outcome, and the task is slices"
+                yield ("evaluation", "comparisons", name), message, "leave it out"
+    if federation.modalities.table.scaling == "hospital" and (
+        isinstance(network, Dlmi) or (isinstance(network, IchPro) and network.standardise)
+    ):
+        message = f"network '{network.name}' needs sums of the whole federation, and every hospital scales by its own"
+        yield ("modalities", "table", "scaling"), message, "write scaling: federated"
 
 
 def _unknown_stages(federation: Federation) -> list[Complaint]:

@@ -11,6 +11,8 @@ from ich_models.federation import Evaluation
 from ich_models.strict import NAME
 
 ALL: Final = "all"
+WITHOUT: Final = "without:"
+"""Before the name of the hospital that a fold holds out."""
 
 _NAME: Final = re.compile(rf"{ALL}|without:(?P<hospital>{NAME})|part:(?P<part>[1-9][0-9]{{0,3}})")
 
@@ -45,6 +47,11 @@ def parse(name: str) -> Fold:
     if not match:
         raise ValueError(f"{name!r} is not a fold")
     return Fold(name, match["hospital"], int(match["part"]) if match["part"] else None)
+
+
+def threshold_name(fold: str, label: str) -> str:
+    """Under which name a fold's threshold is kept: the fold's, or with the type after it where there are several."""
+    return f"{fold}/{label}" if label else fold
 
 
 def folds_of(evaluation: Evaluation, hospitals: Iterable[str]) -> tuple[Fold, ...]:

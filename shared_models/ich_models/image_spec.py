@@ -1,6 +1,6 @@
 """What `modalities.image` may say: which images a study looks at, and the array that every hospital makes of them."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, model_validator
 
@@ -69,6 +69,8 @@ class CtSlices(Strict):
 
 HaemorrhageType = Literal["intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural"]
 """What may be seen on a slice, in this order everywhere."""
+
+HAEMORRHAGES: Final[tuple[HaemorrhageType, ...]] = get_args(HaemorrhageType)
 
 Sequence = Literal["DWI", "B0", "ADC", "FLAIR", "SWI", "T2", "T1"]
 

@@ -122,13 +122,33 @@ class Objective(nn.Module):
 # --- per sample -------------------------------------------------------------------------------------------------------
 
 
-def over_elements(values: torch.Tensor, slices: torch.Tensor | None) -> PerSample:
-    """(B, S, K) -> mean per patient over its slices and all K; a patient without slices is not concerned."""
-    if slices is None:
+def over_elements(values: torch.Tensor, which: torch.Tensor | None) -> PerSample:
+    """(B, S, K) -> mean per patient over what is in `which`: slices (B, S) with all K, or single elements (B, S, K).
+
+    A patient with nothing in it is not concerned.
+    """
+    if which is None:
         return PerSample(values.flatten(1).mean(1))
-    kept = torch.where(slices[..., None], values, torch.zeros_like(values)).sum((1, 2))
-    count = slices.sum(1)
-    return PerSample(kept / (count.clamp(min=1) * values.shape[-1]), count > 0)
+    which = (which if which.ndim == values.ndim else which[..., None]).expand_as(values)
+    kept = torch.where(which, values, torch.zeros_like(values)).sum((1, 2))
+    count = which.sum((1, 2))
+    return PerSample(kept / count.clamp(min=1), count > 0)
+
+
+def plain(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of F models, mean over patients: (F, B), (B,) -> (F,).
+
+    Of slices, (F, B, S, K) and (B, S, K), each patient's is the mean over its labels; where there is none it is NaN, and a
+    patient without any does not count. NaN if nobody has a label.
+    """
+    known = ~torch.isnan(label)
+    filled = torch.where(known, label, torch.zeros_like(label)).expand_as(logits)
+    values = binary_cross_entropy_with_logits(logits, filled, reduction="none")
+    if label.ndim == 1:
+        return values.mean(1)
+    values = torch.where(known, values, torch.zeros_like(values)).flatten(2).sum(2)
+    count = known.flatten(1).sum(1)
+    return (values / count.clamp(min=1)).sum(1) / (count > 0).sum()
 
 
 def asymmetric(

@@ -7,7 +7,7 @@ An interval that cannot be computed, or that would have no width, is not given: 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf, isfinite, nan, sqrt
 from typing import Final
 
@@ -30,11 +30,14 @@ METRICS: Final = (
 )
 """The metrics of `Evaluation`, in the order in which they are sent and reported."""
 
-RANGES: Final[Mapping[str, tuple[float, float]]] = dict.fromkeys(METRICS, (0.0, 1.0)) | {
+RANGES: Final[Mapping[str, tuple[float, float]]] = dict.fromkeys((*METRICS, "f2"), (0.0, 1.0)) | {
     "calibration_slope": (-1e9, 1e9),
     "calibration_intercept": (-1e9, 1e9),
 }
 """Smallest and largest possible value of each metric (of calibration: that means anything); intervals are cut there."""
+
+TYPE_METRICS: Final = ("auroc", "auprc", "brier", "f1", "f2", "recall", "precision", "specificity")
+"""The metrics of one type of haemorrhage."""
 
 MIN_PER_CLASS: Final = 10
 """Events, and non-events, below which no interval of the AUROC is given."""
@@ -62,11 +65,21 @@ class Evaluation:
     """One model at one hospital: `n` patients, `events` of them with label 1, and all of `METRICS` in their order.
 
     `events` None: withheld, since they or the others are few; every metric is then unknown.
+    `types`: of a model of several types, in whose place nothing is known of METRICS: what it says of each type.
     """
 
     n: int
     events: int | None
     metrics: Mapping[str, Estimate]
+    types: Mapping[str, "OfType"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OfType:
+    """One type of haemorrhage: its slices and its patients, each with a label of this type, and `TYPE_METRICS` of both."""
+
+    slices: Evaluation
+    patients: Evaluation
 
 
 _UNKNOWN: Final = Estimate(None, None, None)
@@ -123,16 +136,16 @@ def evaluate(
     tn = n - tp - fp - fn
     both = 0 < events < n
     precisions, f1s = _bootstrap(event, p, called, seed, resamples)
-    auprc = float(_average_precision(event, p, np.ones((1, n), dtype=np.int64))[0]) if both else None
+    auprc = float(average_precision(event, p, np.ones((1, n), dtype=np.int64))[0]) if both else None
     f1 = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None
     found = {
         "auroc": _auroc(event, p) if both else _UNKNOWN,
-        "auprc": _percentiles("auprc", auprc, precisions),
+        "auprc": percentiles("auprc", auprc, precisions),
         "brier": _brier(event, p),
         "calibration_slope": _slope(event, p) if both else _UNKNOWN,
         "calibration_intercept": _intercept(event, p) if both else _UNKNOWN,
         "accuracy": _proportion(tp + tn, n),
-        "f1": _percentiles("f1", f1, f1s),
+        "f1": percentiles("f1", f1, f1s),
         "recall": _proportion(tp, events),
         "precision": _proportion(tp, predicted),
         "specificity": _proportion(tn, n - events),
@@ -329,14 +342,14 @@ def _bootstrap(event: _Bools, p: _Floats, called: _Bools, seed: int, resamples: 
         rows = min(rows_at_once, resamples - first)
         drawn = generator.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        precisions.append(_average_precision(event, p, counts))
+        precisions.append(average_precision(event, p, counts))
         size = counts @ (called.astype(np.int64) + event)  # 2 tp + fp + fn
         with np.errstate(invalid="ignore"):
             f1s.append(2 * (counts @ (called & event).astype(np.int64)) / size)
     return np.concatenate(precisions), np.concatenate(f1s)
 
 
-def _average_precision(event: _Bools, p: _Floats, counts: _Ints) -> _Floats:
+def average_precision(event: _Bools, p: _Floats, counts: _Ints | _Floats) -> _Floats:
     """Average precision of each row of `counts` (rows, patients), patients sorted by falling `p`; nan with one class.
 
     Patients with one score enter together: the sums are read only where a run of equal scores ends.
@@ -350,7 +363,7 @@ def _average_precision(event: _Bools, p: _Floats, counts: _Ints) -> _Floats:
     return np.where(both, gains / np.maximum(total, 1), nan)
 
 
-def _percentiles(name: str, value: float | None, samples: _Floats) -> Estimate:
+def percentiles(name: str, value: float | None, samples: _Floats) -> Estimate:
     """A value with the central 95 % of its bootstrap samples."""
     samples = samples[np.isfinite(samples)]
     if value is None or not samples.size:

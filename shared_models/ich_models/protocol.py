@@ -13,7 +13,8 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from ich_models.errors import Code, Exclusion
 from ich_models.folds import FoldName
-from ich_models.metrics import METRICS, RANGES, Estimate, Evaluation
+from ich_models.image_spec import HAEMORRHAGES, HaemorrhageType
+from ich_models.metrics import METRICS, RANGES, TYPE_METRICS, Estimate, Evaluation, OfType
 from ich_models.statistics import Moments
 from ich_models.strict import Name, Strict
 
@@ -67,8 +68,8 @@ class Task(Strict):
     """What every request carries: the versions and the study that it belongs to."""
 
     protocol: int = PROTOCOL
-    package: str = PACKAGE
-    federation: str
+    package: Annotated[str, Field(max_length=64)] = PACKAGE
+    federation: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Hash of the federation file."""
     seed: int
 
@@ -80,7 +81,7 @@ class StatisticsTask(Task):
 
 
 class PartStatistics(Strict):
-    """`Moments` on the wire."""
+    """`Moments` on the wire: of the table's columns, then of what else the network's constants are made of."""
 
     patients: Count
     events: Count | None
@@ -158,7 +159,10 @@ class ThresholdTask(Task):
 
 
 class ThresholdReply(Strict):
-    """Per fold: the Youden threshold (None: one class only), and the validation loss of these weights."""
+    """Per fold: the Youden threshold (None: one class only), and the validation loss of these weights.
+
+    In a study of slices each fold has one threshold for each type, in their order.
+    """
 
     hospital: Name
     thresholds: list[Probability | None]
@@ -166,7 +170,7 @@ class ThresholdReply(Strict):
 
 
 class Question(Strict):
-    """One evaluation: folds that each predict their own held-out patients, and their thresholds."""
+    """One evaluation: folds that each predict their own held-out patients, and their thresholds (as in ThresholdReply)."""
 
     arm: Name
     folds: Folds
@@ -180,44 +184,109 @@ class EvaluateTask(Task):
     questions: list[Question]
 
 
+Three = tuple[float | None, float | None, float | None]
+"""A metric's value and the ends of its interval."""
+
+
+def _possible(metrics: Mapping[str, Three], of: Sequence[str], n: int, events: int | None) -> None:
+    """Raise ValueError unless these can be figures of `n` patients or slices of which so many are events."""
+    if tuple(metrics) != tuple(of) or (events or 0) > n:
+        raise ValueError("not an evaluation")
+    if events is None and any(number is not None for three in metrics.values() for number in three):
+        raise ValueError("figures of withheld events")
+    for name, (value, low, high) in metrics.items():
+        smallest, largest = RANGES[name]
+        if not all(smallest <= number <= largest for number in (value, low, high) if number is not None):
+            raise ValueError(f"a {name} that cannot be")
+        if (low is None) != (high is None) or (value is None and low is not None):
+            raise ValueError(f"half an interval of {name}")
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"the interval of {name} ends before it begins")
+    area, pairs = metrics["auroc"][0], (events or 0) * (n - (events or 0))
+    if area is not None and not (pairs and (area == 0 or 2 * pairs * area > 0.99)):  # it counts half pairs
+        raise ValueError("an area under the curve that these patients cannot have")
+
+
+class Group(Strict):
+    """Figures of one type over slices, or over patients, that have a label of it."""
+
+    n: Count
+    events: Count | None
+    """Those with the type. None: withheld (small cells), and every metric with it."""
+    metrics: dict[str, Three]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        _possible(self.metrics, TYPE_METRICS, self.n, self.events)
+        return self
+
+    @classmethod
+    def of(cls, found: Evaluation) -> "Group":
+        """From an evaluation."""
+        metrics = {name: (e.value, e.low, e.high) for name, e in found.metrics.items()}
+        return cls(n=found.n, events=found.events, metrics=metrics)
+
+    def evaluation(self) -> Evaluation:
+        """To an evaluation."""
+        return Evaluation(self.n, self.events, {name: Estimate(*three) for name, three in self.metrics.items()})
+
+    def withheld(self) -> "Group":
+        """The same without its figures."""
+        return Group(n=self.n, events=None, metrics=dict.fromkeys(TYPE_METRICS, (None, None, None)))
+
+
+class TypeAnswer(Strict):
+    """Figures of one type of haemorrhage."""
+
+    slices: Group
+    patients: Group
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.patients.n > self.slices.n or (self.patients.events is None) != (self.slices.events is None):
+            raise ValueError("slices and patients that do not belong together")
+        if (self.patients.events or 0) > (self.slices.events or 0):
+            raise ValueError("more patients with a type than slices with it")
+        return self
+
+
 class Answer(Strict):
-    """One evaluation's figures: per metric value, low and high."""
+    """One evaluation's figures: per metric value, low and high. A study of slices says nothing there, but of each type."""
 
     arm: Name
     patients: Count
     events: Count | None
     """None: withheld (small cells), and every metric with it."""
-    metrics: dict[str, tuple[float | None, float | None, float | None]]
+    metrics: dict[str, Three]
+    types: dict[HaemorrhageType, TypeAnswer] = {}
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if tuple(self.metrics) != METRICS or (self.events or 0) > self.patients:
-            raise ValueError("not an evaluation")
-        if self.events is None and any(number is not None for three in self.metrics.values() for number in three):
-            raise ValueError("figures of withheld events")
-        for name, (value, low, high) in self.metrics.items():
-            smallest, largest = RANGES[name]
-            if not all(smallest <= number <= largest for number in (value, low, high) if number is not None):
-                raise ValueError(f"a {name} that cannot be")
-            if (low is None) != (high is None) or (value is None and low is not None):
-                raise ValueError(f"half an interval of {name}")
-            if low is not None and high is not None and low > high:
-                raise ValueError(f"the interval of {name} ends before it begins")
-        events = self.events or 0
-        area, pairs = self.metrics["auroc"][0], events * (self.patients - events)
-        if area is not None and not (pairs and (area == 0 or 2 * pairs * area > 0.99)):  # it counts half pairs
-            raise ValueError("an area under the curve that these patients cannot have")
+        _possible(self.metrics, METRICS, self.patients, self.events)
+        if self.types and tuple(self.types) != HAEMORRHAGES:
+            raise ValueError("not every type, or not in their order")
+        if any(one.patients.n > self.patients for one in self.types.values()):
+            raise ValueError("more patients with labels than patients")
         return self
 
     @classmethod
     def of(cls, arm: str, evaluation: Evaluation) -> "Answer":
         """From an evaluation."""
         metrics = {name: (e.value, e.low, e.high) for name, e in evaluation.metrics.items()}
-        return cls(arm=arm, patients=evaluation.n, events=evaluation.events, metrics=metrics)
+        types = {
+            kind: TypeAnswer(slices=Group.of(found.slices), patients=Group.of(found.patients))
+            for kind in HAEMORRHAGES
+            if (found := evaluation.types.get(kind)) is not None
+        }
+        return cls(arm=arm, patients=evaluation.n, events=evaluation.events, metrics=metrics, types=types)
 
     def evaluation(self) -> Evaluation:
         """To an evaluation."""
-        return Evaluation(self.patients, self.events, {name: Estimate(*three) for name, three in self.metrics.items()})
+        types = {
+            str(kind): OfType(one.slices.evaluation(), one.patients.evaluation()) for kind, one in self.types.items()
+        }
+        metrics = {name: Estimate(*three) for name, three in self.metrics.items()}
+        return Evaluation(self.patients, self.events, metrics, types)
 
 
 class EvaluateReply(Strict):
@@ -230,7 +299,9 @@ class EvaluateReply(Strict):
 class ModelTask(Task):
     """After the last round: the model of all hospitals, to keep. Rows as in evaluation, of the one fold 'all'."""
 
-    threshold: Probability
+    threshold: Probability | None
+    """None in a study of slices: each type has its own."""
+    thresholds: dict[HaemorrhageType, Probability] = {}
 
 
 class ModelReply(Strict):
@@ -370,5 +441,8 @@ def select(rows: Mapping[str, NDArray[np.floating]], indices: Sequence[int]) -> 
 
 def _plainly(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-    return f"{type(error).__name__}: {error}"
+        found = error.errors(include_input=False)
+        text = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in found[:5])
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return repr(text[:500])

@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from importlib import import_module
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, model_validator
 
+from ich_models.augment import Augmentation
+from ich_models.errors import ConfigurationError
 from ich_models.strict import Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -30,6 +33,15 @@ class SGD(Strict):
         return self
 
 
+class Lion(Strict):
+    """Lion (Chen et al. 2023): the sign of a momentum."""
+
+    name: Literal["lion"]
+    lr: PositiveFloat
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+    weight_decay: NonNegative = 0.0
+
+
 class Adam(Strict):
     """Adam and its relatives (Kingma and Ba 2015; Loshchilov and Hutter 2019; Liu et al. 2020)."""
 
@@ -40,7 +52,7 @@ class Adam(Strict):
     weight_decay: NonNegative = 0.0
 
 
-OptimizerOptions = Annotated[SGD | Adam, Field(discriminator="name")]
+OptimizerOptions = Annotated[SGD | Adam | Lion, Field(discriminator="name")]
 
 _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -50,12 +62,29 @@ _OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 
 
-def build_optimizer(options: SGD | Adam, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
-    """A fresh torch optimiser; every one here works element by element, so stacked models stay independent."""
+def build_optimizer(options: SGD | Adam | Lion, parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
+    """A fresh torch optimiser; every one here works element by element, so stacked models stay independent.
+
+    Raises ConfigurationError if its package is not installed.
+    """
     settings: dict[str, Any] = options.model_dump(exclude={"name"})
     tensors = list(parameters)
+    if isinstance(options, Lion):
+        return _lion()(tensors, **settings)
     settings["foreach"] = any(tensor.is_cuda for tensor in tensors)  # what torch would find out anew at every step
     return _OPTIMIZERS[options.name](tensors, **settings)
+
+
+def _lion() -> type[torch.optim.Optimizer]:
+    try:
+        module = import_module("lion_pytorch")
+    except ModuleNotFoundError as problem:
+        raise ConfigurationError(
+            "the optimiser lion needs the package lion-pytorch, which is not installed",
+            hint="pip install 'ich-federation[networks]'",
+        ) from problem
+    found: type[torch.optim.Optimizer] = module.Lion
+    return found
 
 
 class Constant(Strict):
@@ -111,6 +140,10 @@ class Recipe(Strict):
     schedule: ScheduleOptions = Constant()
     clip: PositiveFloat | None = None
     """Largest L2 norm of a step's gradient."""
+    augment: list[Augmentation] = []
+    """What is changed of the patients of each batch, in this order."""
+    amp: bool = False
+    """Mixed precision: products in bfloat16, which has float32's range and needs no scaling of the loss."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -9,7 +9,7 @@ from torch.func import functional_call, vmap
 
 from ich_models.batch import Batch, Output
 from ich_models.losses import Objective, coupled, terms_of
-from ich_models.networks.staged import frozen_modules, frozen_tensors
+from ich_models.networks.staged import StagedNetwork, frozen_modules, frozen_tensors
 
 LARGEST_PIECE: Final = 16
 """Patients with images whose logits are computed at once: in evaluation mode they do not feel each other."""
@@ -87,6 +87,31 @@ class Stack:
             return functional_call(self.objective, tensors, (batch, epoch), tie_weights=False)  # type: ignore[no-any-return]
 
         return vmap(one, randomness="same")(self.parameters, self.buffers)
+
+    @torch.no_grad()
+    def with_features(self, patients: Batch) -> Batch:
+        """The patients with what encoders that rest say of them in place of their images and texts, computed once.
+
+        Of one copy alone: in several, encoders may differ. Each modality must have one encoder.
+        """
+        network = self.network
+        if self.copies > 1 or not isinstance(network, StagedNetwork) or not len(patients):
+            return patients
+        for encoder in network.resting():
+            if encoder.modality not in patients.features and patients.holds(encoder.modality):
+                pieces = patients.pieces(LARGEST_PIECE)
+                kept = [network.features(encoder, self._ready(piece)).cpu() for piece in pieces]
+                patients = patients.with_features({encoder.modality: torch.cat(kept)})
+        return patients
+
+    @torch.no_grad()
+    def own_losses(self, patients: Batch) -> torch.Tensor:
+        """(F,) float64: the loss that is trained with, of the models as they are, over all patients; no random layers."""
+        was_training = self.network.training
+        self.network.eval()
+        losses = self.losses(patients).double()
+        self.network.train(was_training)
+        return losses.cpu()
 
     def _ready(self, batch: Batch) -> Batch:
         """As the network computes; nothing is copied where it is so already."""

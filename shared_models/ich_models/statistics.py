@@ -1,4 +1,4 @@
-"""Federated statistics of the table: sums that hospitals exchange before round 1, merged per fold, never subtracted."""
+"""Federated statistics of the table and what goes with it: sums that hospitals exchange before round 1, merged per fold, never subtracted."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +43,11 @@ class Moments:
             self.withheld | other.withheld,
         )
 
+    def columns(self, which: slice) -> "Moments":
+        """Those of some columns."""
+        parts = (self.count[which], self.mean[which], self.m2[which], self.withheld[which])
+        return Moments(self.patients, self.labelled, self.events, *parts)
+
     @property
     def log_odds(self) -> float:
         """Log-odds of the outcome, half an event added on each side so that it is finite (Haldane 1956)."""
@@ -72,9 +77,12 @@ class Moments:
         return np.stack([mean, mean, scale])
 
 
-def moments(patients: Patients) -> Moments:
-    """The statistics of some patients; a column without a value has mean 0 and count 0."""
-    table = patients.table
+def moments(patients: Patients, extras: NDArray[np.float64] | None = None) -> Moments:
+    """The statistics of some patients; a column without a value has mean 0 and count 0.
+
+    `extras`: (N, E), more columns after the table's.
+    """
+    table = patients.table if extras is None else np.hstack([patients.table, extras])
     known = ~np.isnan(table)
     count = known.sum(axis=0).astype(np.float64)
     total = np.where(known, table, 0.0).sum(axis=0)

@@ -18,6 +18,9 @@ class TextSpec(Strict):
 
     source: Literal["template", "report"] = "template"
     """`template`: sentences made of the table's variables; `report`: the hospital's own text."""
+    writer: Literal["template", "allowed"] = "template"
+    """`allowed`: a hospital may have the text written from the image by a language model inside the hospital, where it has
+    one; the template stands in wherever an answer is not taken."""
     version: Literal[1] = VERSION
     """Of the template and of the built-in vocabulary."""
     variables: Annotated[list[str], Field(min_length=1)] | None = None
@@ -36,6 +39,10 @@ class TextSpec(Strict):
     def _one_source(self) -> Self:
         if self.source == "report" and self.variables is not None:
             raise ValueError("variables belong to the template, and the source is report | leave them out")
+        if self.source == "report" and self.writer == "allowed":
+            raise ValueError(
+                "a language model writes in place of the template, and the source is report | leave writer out"
+            )
         if self.source == "template" and self.known_at is not None:
             raise ValueError("known_at belongs to a report; the template's variables have moments of their own")
         return self

@@ -123,14 +123,14 @@ def _library() -> Any:
 
 
 def built_in(spec: TextSpec, table: Table) -> Vocabulary:
-    """The vocabulary that follows from a study: what its template can say; for reports, every word of its dictionary
-    and the usual ones of reports on head images.
+    """The vocabulary that follows from a study: what its template can say; for reports, every word of its dictionary;
+    for these and what a language model may write, the usual words of reports on head images.
 
     The order of the dictionary does not matter, as it does not for the study's hash.
     """
     base = Vocabulary((*_BEGINNING, *_PIECES), lower_case=True)
     variables = spec.spoken(table) or table.variables
-    texts = [*BANDS, _REPORT_WORDS if spec.source == "report" else ""]
+    texts = [*BANDS, _REPORT_WORDS if spec.source == "report" or spec.writer == "allowed" else ""]
     for name, variable in variables.items():
         texts += [name, variable.unit or "", *variable.codes]
     words = {word for text in texts for word in base.split(text.replace("_", " ")) if len(word) <= LONGEST_WORD}

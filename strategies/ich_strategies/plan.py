@@ -1,29 +1,33 @@
 """What federation and seed alone decide, the same at the server and at every hospital: network, layouts, strategy."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ich_models import exchange
-from ich_models.clinical import columns
+from ich_models import clinical, exchange, extras
 from ich_models.exchange import Layout
 from ich_models.federation import Federation
+from ich_models.networks.constants import Told
+from ich_models.networks.pretrained import load_pinned
 from ich_models.networks.registry import DTYPES, OUTPUT_BIAS, build
+from ich_models.statistics import Moments
 from ich_strategies import registry
 from ich_strategies.strategy import Strategy
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One study: a federation with one of its seeds."""
+    """One study: a federation with one of its seeds. `files`: weights that it pins, by name, where they lie here."""
 
     federation: Federation
     seed: int
+    files: Mapping[str, Path] = field(default_factory=dict, hash=False)
 
     @cached_property
     def hash(self) -> str:
@@ -33,12 +37,17 @@ class Plan:
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the table's encoded columns."""
-        return columns(self.federation.modalities.table)
+        return clinical.columns(self.federation.modalities.table)
 
     @cached_property
     def network(self) -> nn.Module:
-        """One network to compute with; whoever uses it loads the weights first."""
-        return self._fresh()
+        """One network to compute with; whoever uses it loads the weights that travel first.
+
+        Raises ConfigurationError if the weights of a frozen encoder are not here.
+        """
+        network = self._fresh()
+        load_pinned(network, self.files, frozen=True)
+        return network
 
     def _fresh(self) -> nn.Module:
         return build(self.federation.network, len(self.columns), self.seed, self.columns)
@@ -81,8 +90,33 @@ class Plan:
 
     @cached_property
     def constants(self) -> Layout:
-        """Imputation and scaling."""
+        """Imputation, scaling, and what else is made of statistics."""
         return exchange.constants(self.outline)
+
+    @cached_property
+    def extras(self) -> tuple[str, ...]:
+        """What hospitals say in their statistics beside the table's columns: names, one number per patient each."""
+        return exchange.needed(self.outline)
+
+    @cached_property
+    def bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Smallest and largest value of each column of the table, then of each of `extras`."""
+        modalities = self.federation.modalities
+        ends = zip(clinical.bounds(modalities.table), extras.bounds(self.extras, modalities.image), strict=True)
+        low, high = (np.concatenate(both) for both in ends)
+        return low, high
+
+    def constants_row(self, found: Moments) -> NDArray[np.floating]:
+        """(1, size): what a fold's constants are where its training hospitals' statistics are these."""
+        table = self.federation.modalities.table
+        width = len(self.columns)
+        scaled = table.scaling != "none"
+        said = zip(self.extras, found.count[width:].tolist(), found.mean[width:].tolist(), strict=True)
+        told = Told(
+            found.columns(slice(0, width)).constants(scaled=scaled, ranges=clinical.bounds(table)),
+            {name: (count, mean) for name, count, mean in said},
+        )
+        return exchange.constants_of(self.outline, self.constants, told)[None].astype(self.number)
 
     @cached_property
     def schema(self) -> str:
@@ -91,8 +125,13 @@ class Plan:
 
     @property
     def start(self) -> torch.Tensor:
-        """(1, size): the start values of what travels, made at each look."""
-        return exchange.row(self._fresh(), self.weights)
+        """(1, size): the start values of what travels, made at each look.
+
+        Raises ConfigurationError if weights that an encoder learns on from are not here.
+        """
+        network = self._fresh()
+        load_pinned(network, self.files, frozen=False)
+        return exchange.row(network, self.weights)
 
     def start_rows(self, log_odds: Sequence[float]) -> NDArray[np.floating]:
         """(F, size): the start values, the output bias at each fold's log-odds if the network asks for the prevalence."""

@@ -20,12 +20,14 @@ from ich_models.errors import Code, DataError
 from ich_models.protocol import (
     EVALUATE,
     STATISTICS,
+    THRESHOLD,
     TRAIN,
     EvaluateTask,
     Question,
     Rows,
     StatisticsTask,
     Task,
+    ThresholdTask,
     TrainReply,
     TrainTask,
     from_record,
@@ -164,6 +166,32 @@ def test_the_same_is_answered_so_often_and_no_more_also_after_a_restart(site: Si
     statistics = StatisticsTask(federation=site.plan.hash, seed=42, parts=[0])
     for _ in range(4):
         assert is_refusal(ask(site, tmp_path, STATISTICS, statistics)) is None, "the answer is always the same"
+
+
+def test_thresholds_are_counted_too(site: Site, tmp_path: Path) -> None:
+    approve(site, tmp_path)
+    limited(site, answers=1)
+    task = ThresholdTask(federation=site.plan.hash, seed=42, folds=["all"])
+    assert is_refusal(ask(site, tmp_path, THRESHOLD, task, rows(site))) is None
+    assert is_refusal(ask(site, tmp_path, THRESHOLD, task, rows(site))) is Code.POLICY
+
+
+def test_a_study_cannot_have_more_models_than_hospitals(site: Site, tmp_path: Path) -> None:
+    """Each invented hospital would be one more model, and one more answer about the same patients."""
+    approve(site, tmp_path)
+    limited(site, hospitals=3)
+
+    def asked(*names: str) -> Code | None:
+        folds = [f"without:{name}" for name in names]
+        given = {name: block.repeat(len(folds), 0) for name, block in rows(site).items()}
+        task = ThresholdTask(federation=site.plan.hash, seed=42, folds=folds)
+        return is_refusal(ask(site, tmp_path, THRESHOLD, task, given))
+
+    assert asked("a", "b", "c", "d") is Code.POLICY
+    assert asked("a", "b") is None
+    assert asked("c") is None
+    assert asked("d") is Code.POLICY
+    assert asked("a") is None
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

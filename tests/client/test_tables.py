@@ -1,5 +1,7 @@
 """Hospitals' tables: what is read, and every way in which a table or its mapping is refused, message by message."""
 
+import gzip
+import lzma
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import openpyxl
 import pyarrow
 import pytest
+from openpyxl.chart import BarChart, Reference
 from pyarrow import parquet
 
 from ich_client.hospital import HospitalConfig
@@ -789,3 +792,74 @@ def test_no_mapping_at_all(hospitals: Loader, tmp_path: Path) -> None:
     hospitals()
     with pytest.raises(DataError, match="there are no hospitals"):
         load_hospitals([], tmp_path, load_federation(tmp_path / "study.yaml"))
+
+
+# --- files that say what they are --------------------------------------------------------------------------------------
+
+MADE_BY_EXCEL = "sep=;\r\n" + TABLE.replace(",", ";").replace("\n", "\r\n")
+
+
+def test_a_first_line_that_names_the_separator_is_no_row(hospitals: Loader) -> None:
+    (plain,) = hospitals()
+    semicolon = MAPPING.replace("north.csv", "north.csv\n  separator: ';'")
+    (told,) = hospitals(MADE_BY_EXCEL, semicolon)
+    np.testing.assert_array_equal(told.patients.table, plain.patients.table)
+    assert refused(hospitals, MADE_BY_EXCEL.replace("64.5", "645"), semicolon)[0].startswith(
+        "north.csv: line 4: age 645"
+    )
+    assert refused(hospitals, MADE_BY_EXCEL)[0] == (
+        "north.csv: line 1: its first line says that the separator is ';', and it is read with ','\n"
+        "    set table.separator to ';'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "mapping", "message", "hint"),
+    [
+        (
+            b"\xef\xbb\xbf" + TABLE.encode(),
+            "north.csv\n  encoding: latin-1",
+            "hospital.yaml:4:13: table.encoding: north.csv begins with the mark of utf-8, and it is read as latin-1",
+            "set table.encoding: utf-8",
+        ),
+        (
+            TABLE.encode("utf-16"),
+            "north.csv",
+            "north.csv begins with the mark of utf-16, and it is read as utf-8",
+            "set table.encoding: utf-16",
+        ),
+        (gzip.compress(TABLE.encode()), "north.csv", "north.csv is compressed (gzip)", "unpack it (gunzip)"),
+        (lzma.compress(TABLE.encode()), "north.csv", "north.csv is compressed (xz)", "unpack it (unxz)"),
+    ],
+    ids=["bom read as latin-1", "utf-16 read as utf-8", "gzip", "xz"],
+)
+def test_a_file_of_another_encoding_or_compressed_is_refused_by_name(
+    content: bytes, mapping: str, message: str, hint: str, hospitals: Loader
+) -> None:
+    said = refused(hospitals, content, MAPPING.replace("north.csv", mapping))[0]
+    assert message in said
+    assert hint in said
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_mark_of_the_same_encoding_is_no_part_of_the_first_name(encoding: str, hospitals: Loader) -> None:
+    content = TABLE.encode("utf-16" if encoding == "utf-16" else "utf-8-sig")
+    (north,) = hospitals(content, MAPPING.replace("north.csv", f"north.csv\n  encoding: {encoding}"))
+    assert north.patients.ids == ("a1", "a2", "a3", "a4", "a5")
+
+
+def test_charts_are_no_tables(hospitals: Loader, tmp_path: Path) -> None:
+    book = openpyxl.Workbook()
+    for row in TABLE.splitlines():
+        book.active.append([_typed(cell) for cell in row.split(",")])
+    book.active.title = "Patients"
+    drawn = BarChart()
+    drawn.add_data(Reference(book.active, min_col=2, min_row=1, max_row=5))
+    book.create_chartsheet("Ages", 0).add_chart(drawn)
+    book.save(tmp_path / "north.xlsx")
+    workbook = MAPPING.replace("north.csv", "north.xlsx")
+    (north,) = hospitals(mapping=workbook)
+    assert north.patients.ids == ("a1", "a2", "a3", "a4", "a5")
+    assert refused(hospitals, mapping=workbook.replace("north.xlsx", "north.xlsx\n  sheet: Ages"))[0] == (
+        "hospital.yaml:4:10: table.sheet: sheet 'Ages' of north.xlsx is a chart\n    sheets: Patients"
+    )

@@ -289,7 +289,7 @@ def test_check_says_what_the_texts_are_like(hospital: Loader) -> None:
     mapping = MAPPING + "text: {column: REPORT}\n"
     north = hospital(REPORTS.replace("tokens: 32", "tokens: 5"), mapping)
     federation = load_federation(Path("study.yaml")).value
-    told = check.as_json(check.asked(federation), check.examine(federation, [north]))
+    told = check.as_json(check.asked(federation), check.examine(federation, [north]), [])
     assert told["study"]["text"] == "reports of admission; 5 tokens of the built-in vocabulary"
     (found,) = told["hospitals"]
     assert found["text"]["patients"] == 3

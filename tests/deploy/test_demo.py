@@ -4,6 +4,7 @@ import math
 import re
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +138,8 @@ def test_every_variable_reads_back_as_it_was_drawn(made: tuple[Path, Cohorts], n
     folder, cohorts = made
     variables = load_federation(folder / "federation.yaml").value.modalities.table.variables
     document = load(folder / "hospitals" / f"{name}.yaml", HospitalConfig)
-    sheet = sheets.read(folder / "data" / document.value.table.file, document)
+    where = partial(document.where, "table")
+    sheet = sheets.read(folder / "data" / document.value.table.file, document.value.table, where)
     assert set(document.value.table.columns) == set(variables)
     assert len(sheet.rows) == len(cohorts[name]) == {"north": 240, "east": 300, "south": 180}[name]
     for variable, definition in variables.items():

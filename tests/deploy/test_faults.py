@@ -157,6 +157,47 @@ def test_everything_is_killed_and_started_again(running: Federation, undisturbed
     assert running.final_bytes() == undisturbed
 
 
+def test_a_revoked_hospital_is_out_within_seconds_and_the_study_goes_on(tmp_path: Path) -> None:
+    with federation(tmp_path, study(tmp_path / "study", hospitals=2)) as made:
+        made.serve()
+        for name in HOSPITALS:
+            made.join(name)
+        made.wait_for_round(2)
+        call(program, "revoke", "south", "--home", made.home)
+        finish(made)
+        assert len(rounds_trained(made, "south")) < ROUNDS
+        text = command("ich-server", "status", "--home", made.home)
+        assert re.search(r"set aside +seed 7, round \d: south", text)
+        assert "south is not admitted any more" in (made.home / "state" / "server.log").read_text()
+        assert not list((made.folder / "south" / "model").rglob("*.safetensors"))
+
+
+def test_a_study_goes_on_without_a_hospital_that_is_away(tmp_path: Path) -> None:
+    """With a quorum, a killed server does not need those who had left before it died."""
+    with federation(tmp_path, study(tmp_path / "study", hospitals=2, deadline="40s")) as made:
+        made.serve()
+        clients = {name: made.join(name) for name in HOSPITALS}
+        made.wait_for_round(2)
+        clients["south"].send_signal(signal.SIGINT)
+        clients["south"].wait(30)
+        made.processes[0].kill()
+        made.processes[0].wait()
+        made.processes[0] = made.serve("--resume")
+        finish(made)
+        assert "west" not in made.log("server")
+        text = command("ich-server", "status", "--home", made.home)
+        assert re.search(r"set aside +seed 7, round \d: south", text)
+
+
+def test_a_second_server_on_the_folder_harms_nothing(running: Federation, undisturbed: bytes) -> None:
+    running.wait_for_round(1)
+    second = running.start("second", "ich-server", "run", "--home", running.home, "--resume")
+    assert second.wait(60) == 4
+    assert "runs on this folder already" in running.log("second")
+    finish(running)
+    assert running.final_bytes() == undisturbed
+
+
 # --- the link ---------------------------------------------------------------------------------------------------------
 
 

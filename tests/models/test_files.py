@@ -4,9 +4,10 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ich_models.files import write_atomic, write_secret
+from ich_models.files import write_atomic, write_rows, write_secret
 
 
 def test_a_full_disk_names_the_file_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +32,15 @@ def test_a_secret_is_for_its_owner_and_is_never_replaced(tmp_path: Path) -> None
     with pytest.raises(FileExistsError):
         write_secret(path, b"second")
     assert path.read_bytes() == b"first"
+
+
+def test_rows_are_written_as_numpy_would_and_holes_take_no_space(tmp_path: Path) -> None:
+    whole = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float16)
+    write_rows(tmp_path / "ours.npy", whole.shape, whole.dtype, enumerate(whole))
+    np.save(tmp_path / "theirs.npy", whole)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+    write_rows(tmp_path / "holes.npy", (4, 300, 1000), np.float16, [(2, np.ones((100, 1000)))])
+    found = np.load(tmp_path / "holes.npy")
+    assert np.count_nonzero(found, axis=(1, 2)).tolist() == [0, 0, 100_000, 0]
+    assert found[2, :100].all()
+    assert (tmp_path / "holes.npy").stat().st_blocks * 512 < 0.3 * found.nbytes

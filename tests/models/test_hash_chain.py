@@ -118,3 +118,13 @@ def test_processes_may_share_it(tmp_path: Path) -> None:
     with ProcessPoolExecutor(4) as pool:
         list(pool.map(_append, [(log, number) for number in range(40)]))
     assert sorted(entry.content["event"] for entry in hash_chain.read(log)) == list(range(40))
+
+
+def test_two_lines_behind_the_seal_are_no_crash(log: Path) -> None:
+    """A crash leaves one at most; whoever appends more by hand has no seal for them."""
+    seal = log.with_name(f"{log.name}.seal").read_bytes()
+    for number in range(2):
+        hash_chain.append(log, {"more": number})
+    log.with_name(f"{log.name}.seal").write_bytes(seal)
+    with pytest.raises(DataError, match="and its seal says"):
+        list(hash_chain.read(log))

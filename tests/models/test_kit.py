@@ -144,3 +144,12 @@ def test_a_changed_byte_anywhere_is_words_or_no_change(
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"not a zip at all" * 100])
 def test_what_is_no_zip_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
     assert "not a whole zip file" in refused(tmp_path / "k.zip", content)
+
+
+def test_many_small_bombs_are_one_bomb(authority: tuple[bytes, ec.EllipticCurvePrivateKey], tmp_path: Path) -> None:
+    """Each below the limit, all together above it."""
+    result = io.BytesIO(packed(authority))
+    with zipfile.ZipFile(result, "a", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            archive.writestr(f"zeros{number}", b"\0" * (kit.LARGEST // 2))
+    assert "too large for a kit" in refused(tmp_path / "k.zip", result.getvalue())

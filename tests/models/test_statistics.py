@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ich_models.batch import Patients
 from ich_models.exchange import constants
 from ich_models.folds import Fold, parse
-from ich_models.networks.tabular import Standardise
+from ich_models.networks.constants import Standardise
 from ich_models.statistics import Moments, merge, moments
 
 Array = NDArray[np.float64]

@@ -1,23 +1,27 @@
 """The server's port and link as strangers, revoked and admitted hospitals meet them: a real server over TLS on loopback."""
 
+import hashlib
 import socket
 import ssl
 import threading
 import time
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 import small
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE, ErrorCode
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -25,11 +29,12 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from ich_client import flower as client
 from ich_models.errors import ConfigurationError, RunError
-from ich_models.protocol import STATISTICS
+from ich_models.protocol import STATISTICS, StatisticsReply
 from ich_server import flower as server
 from ich_server import pki
 from ich_server.flower import Link, open_link
 from ich_server.members import meet
+from ich_server.rounds import MALFORMED, NO_REPLY, Failure, Request, exchange, read
 from ich_strategies.plan import Plan
 
 Key = ec.EllipticCurvePrivateKey
@@ -226,7 +231,7 @@ def test_plain_http_is_not_answered(place: Place) -> None:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_there_is_nothing_but_the_hospitals_part(place: Place, method: str, path: str) -> None:
     answer = httpx.request(method, place.url(path), verify=place.context(), content=b"x" if method == "POST" else None)
-    assert answer.status_code in (404, 405)
+    assert answer.status_code in (401, 404, 405)
     assert answer.content in (b"", b'{"detail":"Not Found"}', b'{"detail":"Method Not Allowed"}')
 
 
@@ -239,9 +244,118 @@ def test_the_health_of_the_port_says_nothing_else(place: Place) -> None:
 
 def test_a_body_has_a_limit(place: Place) -> None:
     too_much = b"x" * (server.LARGEST_BODY + 1)
-    answer = httpx.post(place.url("/v1/fleet/push-object"), verify=place.context(), content=too_much)
+    context = place.context()
+    answer = httpx.post(place.url("/v1/fleet/push-object"), verify=context, content=too_much, headers=signature(place))
     assert answer.status_code == 413
     assert httpx.get(place.url("/health"), verify=place.context()).status_code == 200
+
+
+def signature(place: Place, name: str = "north") -> dict[str, str]:
+    """A hospital's headers for one request of this moment."""
+    key = place.keys[name]
+    moment = datetime.now(UTC).isoformat()
+    return {
+        "flwr-public-key": b64encode(public_key_to_bytes(key.public_key())).decode(),
+        "flwr-timestamp": moment,
+        "flwr-signature": b64encode(key.sign(moment.encode(), ec.ECDSA(hashes.SHA256()))).decode(),
+        "content-type": "application/protobuf",
+    }
+
+
+def test_of_a_request_without_a_signature_nothing_is_read_or_remembered(place: Place) -> None:
+    """Not even 8 MB of its body, and nothing of its headers: anybody could fill the server's memory."""
+    remembered = len(place.link._door._seen)
+    for number in range(20):
+        forged = {**signature(place), "flwr-timestamp": f"{datetime.now(UTC).isoformat()}{number}"}
+        answer = httpx.post(
+            place.url("/v1/fleet/push-object"), verify=place.context(), content=b"x" * 2**20, headers=forged
+        )
+        assert answer.status_code == 401
+    assert len(place.link._door._seen) == remembered
+
+
+def other_text(encoded: str) -> str:
+    """Another base64 text of the same bytes: the last character before the padding has bits that do not count."""
+    bare = encoded.rstrip("=")
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    for letter in alphabet:
+        changed = bare[:-1] + letter + "=" * (len(encoded) - len(bare))
+        if changed != encoded and b64decode(changed) == b64decode(encoded):
+            return changed
+    pytest.skip("this key's length leaves no such text")
+
+
+def test_a_signature_is_accepted_once_however_it_is_written(place: Place) -> None:
+    place.keys["written"] = ec.generate_private_key(ec.SECP384R1())
+    place.link.refresh()
+    headers = signature(place, "written")
+    with httpx.Client(verify=place.context()) as thief:
+        first = thief.post(place.url("/v1/fleet/pull-messages"), headers=headers, content=b"")
+        assert first.status_code != 409, "it is new, whatever Flower says of its content"
+        twice = [*headers.items(), ("flwr-public-key", "junk")]
+        assert thief.post(place.url("/v1/fleet/pull-messages"), headers=twice, content=b"").status_code == 401
+        for name in ("flwr-signature", "flwr-public-key"):
+            try:
+                changed = {**headers, name: other_text(headers[name])}
+            except pytest.skip.Exception:
+                continue
+            answer = thief.post(place.url("/v1/fleet/pull-messages"), headers=changed, content=b"")
+            assert answer.status_code == 409
+
+
+def test_signatures_are_remembered_as_long_as_flower_accepts_them() -> None:
+    """300 s and a little (flwr.common.constant)."""
+    assert server.REPLAY_WINDOW >= TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+
+
+def test_a_revoked_key_gets_no_response_that_was_kept_for_it(place: Place) -> None:
+    place.keys["gone"] = ec.generate_private_key(ec.SECP384R1())
+    place.link.refresh()
+    fleet = place.fleet(place.keys["gone"])
+    key = public_key_to_bytes(place.keys["gone"].public_key())
+    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
+    place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="x")])
+    fleet._client.headers["ich-attempt"] = "first"
+    pull = PullMessagesRequest(node=Node(node_id=node))
+    assert len(fleet.PullMessages(pull).messages_list) == 1
+    del place.keys["gone"]
+    place.link.refresh()
+    with pytest.raises(httpx.HTTPStatusError):
+        fleet.PullMessages(pull)
+
+
+@pytest.mark.parametrize("content", [b"RecordDict  0\x00", b"Message  0\x00", b"", b"\x00"])
+def test_a_reply_that_is_no_message_is_one_hospitals_failure(
+    place: Place, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """Bytes of a hospital's own under the right hash: they must not end the server."""
+
+    class Garbage:
+        def deflate(self) -> bytes:
+            return content
+
+    upload = client._Connection._upload
+    name = hashlib.sha256(content).hexdigest()
+
+    def spoilt(self: Any, head: Message, tree: ObjectTree, objects: Any) -> int:
+        head.metadata.__dict__["_message_id"] = name
+        return upload(self, head, ObjectTree(object_id=name), {name: Garbage()})  # type: ignore[dict-item]
+
+    monkeypatch.setattr(client._Connection, "_upload", spoilt)
+    app = ClientApp()
+
+    @app.query()
+    def answer(message: Message, context: Context) -> Message:
+        return Message(RecordDict(), reply_to=message)
+
+    joined = Joined(place, "east", app)
+    try:
+        node = place.link.seen()["east"].node
+        asked = [(Request("east", ()), RecordDict())]
+        ((_, reply),) = exchange(place.link.grid, {"east": node}, asked, STATISTICS, 8.0, "x")
+        assert read(reply, StatisticsReply) in (Failure(MALFORMED), Failure(NO_REPLY))
+    finally:
+        joined.end()
 
 
 def test_a_request_without_a_signature_is_refused(place: Place) -> None:
@@ -378,7 +492,9 @@ def test_a_clock_that_is_off_is_said(
     real = time.time
     monkeypatch.setattr(client.time, "time", lambda: real() + off)
     if said is None:
-        client.check_server(place.server(), threading.Event())
+        measured: list[float] = []
+        client.check_server(place.server(), threading.Event(), measured.append)
+        assert measured == [pytest.approx(off, abs=1.5)], "the hospital keeps it for ich-client check"
         return
     with pytest.raises(RunError, match="this machine's clock is") as caught:
         client.check_server(place.server(), threading.Event())

@@ -1,5 +1,6 @@
 """The federation folder and its certificates: made once and kept, keys and names one to one."""
 
+import os
 import ssl
 import threading
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ from processes import write_study
 
 from ich_client import home as hospital
 from ich_models import kit
-from ich_models.errors import ConfigurationError
+from ich_models.errors import ConfigurationError, RunError
 from ich_models.federation import load_federation
 from ich_server import home, pki
 
@@ -125,6 +126,31 @@ def test_a_dictionary_is_taken_into_the_one_file(study: Path, tmp_path: Path) ->
 def test_an_address_is_host_and_port(study: Path, tmp_path: Path, address: str) -> None:
     with pytest.raises(ConfigurationError, match="is not host:port"):
         home.create(study, address, tmp_path / "home")
+
+
+def test_a_private_key_is_not_admitted_by_mistake(made: home.Home, tmp_path: Path) -> None:
+    private = ec.generate_private_key(ec.SECP384R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+    with pytest.raises(ConfigurationError, match=r"not a public key.*\n.*NAME\.key never leaves"):
+        home.admit(made.folder, "north", private)
+
+
+def test_one_server_at_a_time_runs_on_a_folder(made: home.Home) -> None:
+    with (
+        home.locked(made),
+        pytest.raises(RunError, match=f"process {os.getpid()}.* runs on this folder already"),
+        home.locked(made),
+    ):
+        pass
+    with home.locked(made):
+        pass
+
+
+def test_broken_settings_are_put_into_words(made: home.Home, study: Path) -> None:
+    (made.folder / home.SETTINGS).write_text("address: [\n")
+    with pytest.raises(ConfigurationError, match=r"server\.yaml"):
+        home.create(study, "localhost:8443", made.folder)
 
 
 def test_settings_that_were_added_stay(made: home.Home, study: Path) -> None:

@@ -441,7 +441,7 @@ def test_a_resume_with_other_data_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         small.study(settings, members, tmp_path, watch=stop)
-    with pytest.raises(RunError, match="hospitals or their data have changed since the study began: north"):
+    with pytest.raises(RunError, match="the data of these hospitals has changed since the study began: north"):
         small.study(settings, [members[0], small.hospital("north", 81), members[2]], tmp_path, resume=True)
     other = small.federation(stage={"rounds": 5})
     with pytest.raises(RunError, match="belongs to another federation file"):
@@ -457,7 +457,7 @@ def test_a_finished_study_is_taken_over_only_by_the_same_study(tmp_path: Path) -
         return None
 
     assert same(done, small.study(settings, members, tmp_path, resume=True, failing=never))
-    with pytest.raises(RunError, match="data have changed since the study began: north"):
+    with pytest.raises(RunError, match="has changed since the study began: north"):
         small.study(settings, [members[0], small.hospital("north", 81), members[2]], tmp_path, resume=True)
     (tmp_path / "server" / "round-000003.safetensors").unlink()
     (tmp_path / "server" / "round-000002.safetensors").unlink()

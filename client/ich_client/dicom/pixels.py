@@ -74,6 +74,34 @@ def decoder(syntax: str) -> str:
     return ""
 
 
+KNOWN: Final = {
+    "uncompressed": "1.2.840.10008.1.2.1",
+    "deflated": "1.2.840.10008.1.2.1.99",
+    "RLE": "1.2.840.10008.1.2.5",
+    "JPEG baseline": "1.2.840.10008.1.2.4.50",
+    "JPEG extended": "1.2.840.10008.1.2.4.51",
+    "JPEG lossless": "1.2.840.10008.1.2.4.57",
+    "JPEG lossless SV1": "1.2.840.10008.1.2.4.70",
+    "JPEG-LS lossless": "1.2.840.10008.1.2.4.80",
+    "JPEG-LS": "1.2.840.10008.1.2.4.81",
+    "JPEG 2000 lossless": "1.2.840.10008.1.2.4.90",
+    "JPEG 2000": "1.2.840.10008.1.2.4.91",
+    "HTJ2K lossless": "1.2.840.10008.1.2.4.201",
+    "HTJ2K": "1.2.840.10008.1.2.4.203",
+}
+"""Transfer syntaxes of images as people call them."""
+
+
+def readable() -> dict[str, bool]:
+    """Whether each known transfer syntax has the decoder that would be used for it."""
+    found = {}
+    for name, syntax in KNOWN.items():
+        there = get_decoder(UID(syntax))
+        wanted = decoder(syntax)
+        found[name] = bool(there.is_available and (not wanted or wanted in there.available_plugins))
+    return found
+
+
 def stored(headers: Sequence[Header]) -> Iterator[NDArray[Any]]:
     """The stored values (H, W) of each image, in this order; the frames of a multi-frame file are decoded once.
 

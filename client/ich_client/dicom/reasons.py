@@ -54,7 +54,7 @@ HINTS: Final[dict[Reason, str]] = {
     Reason.FEW_SLICES: "export the whole series; a volume needs three slices",
     Reason.ORIENTATION: "export the series again; the directions of its rows and columns are no right angle",
     Reason.POSITIONS: "export the acquisitions apart; the slices do not lie behind each other",
-    Reason.MISSING_SLICES: "send the series again; if slices are lost for good, missing slices can be interpolated",
+    Reason.MISSING_SLICES: "send the series again; where single slices are lost for good, images.missing_slices: interpolate",
     Reason.SPACING: "export the acquisitions apart; the slices lie at distances that make no regular zones",
     Reason.DUPLICATES: "export the acquisitions apart; two different images lie at one place",
     Reason.FOUR_D: "name one of the acquisitions or time points; the series holds several of each slice",
@@ -67,7 +67,7 @@ HINTS: Final[dict[Reason, str]] = {
     Reason.HU_RANGE: "check the series in the PACS; air and brain do not have the Hounsfield units that they should",
     Reason.ADC_SCALE: "check the map in the PACS; its values fit no usual unit of diffusion",
     Reason.NIFTI: "convert the image again, with its orientation, from the original DICOM series",
-    Reason.NO_SERIES: "look at the reasons of the study's series; or name the series to use by a pattern",
+    Reason.NO_SERIES: "look at the reasons of the study's series; or name the series to use by a pattern (images.series)",
 }
 
 

@@ -9,18 +9,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ich_models.files import write_atomic
-from ich_models.metrics import METRICS, MIN_PER_CLASS
+from ich_models.metrics import METRICS, MIN_PER_CLASS, TYPE_METRICS
 from ich_server.report import plots
-from ich_server.results import Arm, Figures, Results
+from ich_server.results import LEVELS, Arm, Figures, Group, Level, Results, macro
 from ich_server.summary import (
     FEW,
     FEW_HOSPITALS,
     LABELS,
+    MEAN,
     NOTHING,
     POOLED_METRICS,
+    SHOWN_BY_TYPE,
     WITHHELD,
     Pooled,
     arm_label,
+    by_type,
     compared,
     count,
     difference,
@@ -38,6 +41,7 @@ from ich_server.summary import (
     same_patient_groups,
     spread,
     total,
+    type_medians,
     values,
     with_few,
 )
@@ -119,6 +123,8 @@ def render(results: Results, pictures: Sequence[Photo] = ()) -> str:
     """The page. `pictures`: of generated patients alone; a study of real ones has none."""
     main = main_arm(results)
     arm = results.arms[main] if main else None
+    if arm and by_type(arm):
+        return _render_types(results, arm)
     found = pooled(arm, "auroc") if arm else None
     return _ENVIRONMENT.get_template("page.html.j2").render(
         study=results.study,
@@ -128,6 +134,7 @@ def render(results: Results, pictures: Sequence[Photo] = ()) -> str:
         cards=_cards(arm, found) if arm and found else [],
         warnings=_warnings(results, arm, found) if arm and found else ["No hospital was evaluated."],
         across=_across(arm) if arm else None,
+        across_title="Every metric across hospitals",
         hospitals=_hospitals(results),
         forest=_forest(arm, found) if arm and found else None,
         arms=_arms(results),
@@ -142,6 +149,72 @@ def render(results: Results, pictures: Sequence[Photo] = ()) -> str:
         intervals=results.intervals,
         seeds=_seeds(results.seeds),
     )
+
+
+def _render_types(results: Results, arm: Arm) -> str:
+    """The page of a study of slices: a table for each level of each arm in place of all that there is of one outcome."""
+    names = in_order(results)
+    tables = [_types(name, results.arms[name], level) for name in names for level in LEVELS]
+    few = [
+        f"{hospital}, {kind}: "
+        + ("withheld, too few patients have it or do not" if one.patients.events is None else "one class only")
+        for hospital, figures in hospitals_of(arm).items()
+        for kind, one in figures.types.items()
+        if one.slices.auroc.value is None
+    ]
+    silent = sorted(results.hospitals.keys() - arm.hospitals.keys(), key=natural)
+    warnings = [f"AUROC not given: {'; '.join(few)}."] if few else []
+    warnings += [f"Without figures, because no evaluation came back: {_names(silent)}."] if silent else []
+    return _ENVIRONMENT.get_template("page.html.j2").render(
+        study=results.study,
+        sentence=_sentence(results),
+        headline="Types of haemorrhage: slices and patients that the model did not learn from",
+        description="",
+        cards=[],
+        warnings=warnings,
+        across=_type_medians(arm),
+        across_title="Median over hospitals",
+        hospitals=_hospitals(results),
+        forest=None,
+        arms=None,
+        arm_metrics=None,
+        arms_plot=None,
+        descriptions=[],
+        details=tables,
+        training=_training(results),
+        quarantined=_quarantined(results),
+        threshold=_threshold(results),
+        intervals=results.intervals,
+        seeds=_seeds(results.seeds),
+    )
+
+
+def _types(name: str, arm: Arm, level: Level) -> Table:
+    columns = ("Hospital", "Type", level.title(), "With the type", *(LABELS[each] for each in TYPE_METRICS))
+    rows: list[Row] = []
+    for hospital, figures in hospitals_of(arm).items():
+        for kind, one in figures.types.items():
+            group: Group = getattr(one, level)
+            found = [getattr(group, each) for each in TYPE_METRICS]
+            cells = [
+                Cell(number(each, f.value), interval(each, f.low, f.high))
+                for each, f in zip(TYPE_METRICS, found, strict=True)
+            ]
+            rows.append(Row(hospital, (Cell(kind), Cell(f"{group.n:,}"), Cell(count(group.events)), *cells)))
+        means = [Cell(number(each, macro(figures, level, each)[0])) for each in TYPE_METRICS]
+        rows.append(Row(hospital, (Cell(MEAN), Cell(""), Cell(""), *means), total=True))
+    note = "A patient has a type if a labelled slice has it, and is judged by the most suspicious of these slices."
+    return Table(f"{arm_label(name)}, by {level.removesuffix('s')}", columns, tuple(rows), note)
+
+
+def _type_medians(arm: Arm) -> Table:
+    heads = [f"{LABELS[name]} of {level}" for level, name in SHOWN_BY_TYPE]
+    rows = [
+        Row(kind, tuple(Cell(number(name, value)) for (_, name), value in type_medians(arm, kind).items()))
+        for kind in next(iter(arm.hospitals.values())).types
+    ]
+    note = "The mean of the types, in the tables below, is over the types that have an AUROC at the hospital."
+    return Table("Median over hospitals", ("Type", *heads), tuple(rows), note)
 
 
 # --- in words ---------------------------------------------------------------------------------------------------------

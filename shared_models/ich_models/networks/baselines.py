@@ -7,10 +7,10 @@ from torch import nn
 
 from ich_models.batch import Batch, Modality, Output
 from ich_models.losses import Term, outcome
+from ich_models.networks.constants import Standardise
 from ich_models.networks.encoders import ImageEncoder, TextEncoder
 from ich_models.networks.options import Concat, IchScore, ImageOnly
 from ich_models.networks.staged import StagedNetwork, StageRule, encoded, only
-from ich_models.networks.tabular import Standardise
 
 
 class ConcatNetwork(StagedNetwork):
@@ -82,8 +82,10 @@ class IchScoreNetwork(nn.Module):
 
     def __init__(self, options: IchScore, names: Sequence[str]) -> None:
         super().__init__()
-        wanted = (options.gcs, options.age, options.volume, options.ivh, options.infratentorial)
-        if missing := [name for name in wanted if name not in names]:
+        items = (options.gcs, options.age, options.volume, options.ivh, options.infratentorial)
+        # a yes or no has one column, of its yes
+        wanted = [name if name in names else f"{name}=yes" for name in items]
+        if missing := [name.removesuffix("=yes") for name in wanted if name not in names]:
             raise ValueError(f"the ICH score needs table columns {', '.join(missing)} | there are {', '.join(names)}")
         self.columns = [list(names).index(name) for name in wanted]
         self.input = Standardise(len(names))

@@ -1,6 +1,6 @@
 """DLMI (Huang and Chen): five haemorrhage types by slice; two backbones trained side by side, their probabilities averaged."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -9,30 +9,11 @@ from torch.nn.functional import logsigmoid
 
 from ich_models.batch import Batch, Output
 from ich_models.losses import PerSample, Term
+from ich_models.networks.constants import Balance
 from ich_models.networks.encoders import ImageEncoder
 from ich_models.networks.options import Dlmi
 from ich_models.networks.slices import TYPES, all_slices, slice_features, sliced_bce, there
-from ich_models.networks.staged import StagedNetwork, StageRule
-
-
-class Balance(nn.Module):
-    """Weights of positives by type, negatives / positives of the whole federation, (5,); 1 until `count` is called."""
-
-    positive: torch.Tensor
-
-    def __init__(self, cap: float | None) -> None:
-        super().__init__()
-        self.cap = cap
-        self.register_buffer("positive", torch.ones(len(TYPES)))
-
-    def count(self, positives: Sequence[float], negatives: Sequence[float]) -> None:
-        """Slices with and without each type, over all training hospitals; a type that nobody has keeps weight 1."""
-        for index, (yes, no) in enumerate(zip(positives, negatives, strict=True)):
-            self.positive[index] = no / yes if yes else 1.0
-
-    def weight(self) -> torch.Tensor:
-        """(5,), capped."""
-        return self.positive if self.cap is None else self.positive.clamp(max=self.cap)
+from ich_models.networks.staged import Encoder, StagedNetwork, StageRule
 
 
 class DlmiNetwork(StagedNetwork):
@@ -68,6 +49,10 @@ class DlmiNetwork(StagedNetwork):
         # log(mean p) - log(mean(1 - p)): the logit of the mean, finite however sure the members are
         mean = logsigmoid(together).logsumexp(0) - logsigmoid(-together).logsumexp(0)
         return Output(mean, found, {"image": batch.who("image") & real.any(1)})
+
+    def resting(self) -> Iterator[Encoder]:
+        """None: features are kept by modality, and every member has its own of the image."""
+        yield from ()
 
     def _member(self, output: Output, batch: Batch, *, name: str) -> PerSample:
         """One member's loss."""

@@ -11,6 +11,7 @@ from monai.networks.nets.densenet import DenseNet as MonaiDenseNet
 from monai.networks.nets.resnet import ResNet as MonaiResNet
 from torch import nn
 from torch.nn.functional import relu
+from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel, ConvNextV2Config, ConvNextV2Model
 
 from ich_models.batch import PADDING
@@ -165,11 +166,28 @@ class ImageEncoder(Encoder):
             self.net = densenet(options, channels, 1, dimensions)
             self.net.class_layers[-1] = nn.Identity()
         self.last = "net.layer4" if isinstance(options, ResNet) else "net.features"
+        if options.checkpoint:
+            inside = self.net if isinstance(options, ResNet) else self.net.features
+            for name, layer in inside.named_children():  # type: ignore[union-attr]
+                if name.startswith(("layer", "denseblock")):
+                    _recompute(layer)
         self._settle()
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.net(image)
         return features
+
+
+def _recompute(layer: nn.Module) -> None:
+    """Let a layer keep its input alone for the backward pass (Chen et al. 2016)."""
+    forward = layer.forward
+
+    def again(data: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return forward(data)  # type: ignore[no-any-return]
+        return checkpoint(forward, data, use_reentrant=False)  # type: ignore[no-any-return]
+
+    layer.forward = again
 
 
 def densenet(options: DenseNet, channels: int, outputs: int, dimensions: int) -> MonaiDenseNet:
@@ -211,6 +229,8 @@ class TextEncoder(Encoder):
         )
         settings._attn_implementation = "eager"  # the only one that torch.func.vmap maps without a slow path
         self.bert: Any = BertModel(settings, add_pooling_layer=not last_layers)  # type: ignore[no-untyped-call]
+        if options.checkpoint:
+            self.bert.gradient_checkpointing_enable({"use_reentrant": False})
         self._settle()
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,8 @@ from ich_models.batch import Batch, Output
 from ich_models.losses import PerSample, Term, asymmetric, nt_xent, over_elements
 from ich_models.networks.encoders import ImageEncoder
 from ich_models.networks.options import Hohoho
-from ich_models.networks.slices import TYPES, all_slices, slice_features, sliced_bce, there, turned
-from ich_models.networks.staged import StagedNetwork, StageRule
+from ich_models.networks.slices import TYPES, all_slices, labelled, slice_features, sliced_bce, there, turned
+from ich_models.networks.staged import Encoder, StagedNetwork, StageRule
 
 
 class SliceSequence(nn.Module):
@@ -77,7 +77,7 @@ class HohohoNetwork(StagedNetwork):
                 )
                 for _ in range(2)
             ]
-            nothing = torch.full_like(views[0][..., 0], torch.nan)
+            nothing = views[0].new_full((*views[0].shape[:2], len(TYPES)), torch.nan)
             return Output(nothing, {"one": views[0], "other": views[1], "real": real}, who)
         features = batch.features.get("image")
         if features is None:
@@ -87,12 +87,16 @@ class HohohoNetwork(StagedNetwork):
         read = self.sequence(features, real)
         return Output(self.sequence_output(read), {"image": features, "sequence": read}, who)
 
+    def features(self, encoder: Encoder, batch: Batch) -> torch.Tensor:
+        return slice_features(encoder, all_slices(batch), batch)
+
     def _asymmetric(self, output: Output, batch: Batch) -> PerSample:
         losses = self.options.losses
+        label, known = labelled(batch)
         values = asymmetric(
-            output.logits, batch.label, positive=losses.positive, negative=losses.negative, margin=losses.margin
+            output.logits, label, positive=losses.positive, negative=losses.negative, margin=losses.margin
         )
-        return over_elements(values, there(batch))
+        return over_elements(values, known)
 
     def _contrast(self, output: Output, batch: Batch) -> torch.Tensor:
         """Every slice of the batch is an item; the other slices, also the patient's own, are its negatives."""

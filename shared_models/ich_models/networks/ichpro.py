@@ -1,5 +1,6 @@
 """ICHPro (arXiv 2402.11307): outcome after intracerebral haemorrhage from CT and clinical text."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn.functional import dropout, gelu
 
 from ich_models.batch import Batch, Modality, Output
 from ich_models.losses import PerSample, Term, alignment, masked_tokens, outcome, similarity_distribution
+from ich_models.networks.constants import StandardiseImage
 from ich_models.networks.encoders import ImageEncoder, TextEncoder, densenet
 from ich_models.networks.fusion import Fusion, Halve, ImageMaps, TextMaps
 from ich_models.networks.options import IchPro
@@ -45,6 +47,8 @@ class IchProNetwork(StagedNetwork):
         widths: dict[str, int] = {}
         reshaped: dict[str, nn.Module] = {}
         if "image" in self.modalities:
+            if options.standardise:
+                self.standardise = StandardiseImage(options.channels)
             self.image = ImageEncoder(options.image, options.channels, 3)
             widths["image"] = options.image.width
             group = None if options.tail.normalisation == "batch" else options.tail.group
@@ -77,6 +81,8 @@ class IchProNetwork(StagedNetwork):
 
     def forward(self, batch: Batch) -> Output:
         who: dict[str, torch.Tensor] = {modality: batch.who(modality) for modality in self.modalities}
+        if batch.image is not None and hasattr(self, "standardise"):
+            batch = replace(batch, image=self.standardise(batch.image))
         features: dict[str, torch.Tensor] = {
             modality: encoded(self._encoder(modality), batch) for modality in self.modalities
         }

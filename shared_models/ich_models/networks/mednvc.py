@@ -1,5 +1,6 @@
 """MedNVC (Liu and Shi): a masked-autoencoder image encoder whose features ask laboratory values, one way."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,11 +9,11 @@ from transformers.models.convnextv2.modeling_convnextv2 import ConvNextV2Layer
 
 from ich_models.batch import Batch, Output
 from ich_models.losses import PerSample, Term, masked_patches, outcome
+from ich_models.networks.constants import Standardise
 from ich_models.networks.encoders import ConvNeXtEncoder, block
 from ich_models.networks.fusion import OneWay, ValueTokens
 from ich_models.networks.options import MedNvc
-from ich_models.networks.staged import StagedNetwork, StageRule
-from ich_models.networks.tabular import Standardise
+from ich_models.networks.staged import Encoder, StagedNetwork, StageRule
 
 
 class Decoder(nn.Module):
@@ -54,6 +55,10 @@ class MedNvcNetwork(StagedNetwork):
             ),
         }
         self.enter("train")
+
+    def resting(self) -> Iterator[Encoder]:
+        """None: the laboratory values are asked between the encoder's halves."""
+        yield from ()
 
     def forward(self, batch: Batch) -> Output:
         if self.stage == "pretrain":

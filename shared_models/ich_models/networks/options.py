@@ -88,6 +88,9 @@ class Encoding(Strict):
     """Never trained; its weights do not travel."""
     weights: Pinned | None = None
     """What it starts from; without it, random numbers from the study's seed."""
+    checkpoint: bool = False
+    """Compute what lies inside its layers again in the backward pass, in place of keeping it: a third more time, and the
+    memory of one layer's inside."""
 
 
 class Normalised(Encoding):
@@ -97,6 +100,12 @@ class Normalised(Encoding):
     """`group` has no running statistics: folds are then trained in one pass, and patients do not touch each other."""
     group: Size = 4
     """Channels per group."""
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if self.checkpoint and self.normalisation == "batch" and not self.frozen:
+            raise ValueError("checkpoint would count every batch twice in its statistics | use normalisation: group")
+        return self
 
 
 class ResNet(Normalised):
@@ -254,6 +263,8 @@ class IchPro(Sized):
     image: ImageOptions = ResNet()
     channels: Size = 1
     """Of the volume."""
+    standardise: bool = True
+    """Each channel to mean 0 and standard deviation 1, by the training hospitals' statistics."""
     text: Bert = Bert()
     tokens: Annotated[int, Field(ge=4, le=512)] = 64
     """Longest text, a power of two."""
@@ -283,6 +294,7 @@ class IchPro(Sized):
 
     TINY: ClassVar[Mapping[str, Any]] = {
         "image": TINY_VOLUME,
+        "standardise": False,
         "text": {**TINY_TEXT, "positions": 32},
         "tokens": 32,
         "gram": "scaled",

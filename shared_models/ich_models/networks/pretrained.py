@@ -28,19 +28,21 @@ SHOWN: Final = 5
 """Keys that an error names of each kind."""
 
 
-def load_pinned(network: StagedNetwork, files: Mapping[str, Path]) -> None:
-    """Fill every encoder that has pinned weights. `files`: name of the weights -> this hospital's copy.
+def load_pinned(network: nn.Module, files: Mapping[str, Path], *, frozen: bool) -> None:
+    """Fill the encoders that have pinned weights. `files`: name of the weights -> the copy that lies here.
 
-    Raises ConfigurationError for a copy that is not named, cannot be read, has another hash or another layout.
+    `frozen`: those that stay as they are, which every hospital needs; or those that learn, which the server begins with
+    and sends. Raises ConfigurationError for a copy that is not named, cannot be read, has another hash or another layout.
     """
-    for name, encoder in network.encoders():
+    for name, encoder in network.encoders() if isinstance(network, StagedNetwork) else ():
         pinned = encoder.pinned
-        if pinned is None:
+        if pinned is None or encoder.frozen is not frozen:
             continue
         if pinned.name not in files:
             raise ConfigurationError(
                 f"the encoder '{name}' starts from the weights '{pinned.name}', and no file is given for them",
-                hint=f"name your copy of '{pinned.name}'; its SHA-256 begins {pinned.sha256[:12]}",
+                hint=f"weights: {{{pinned.name}: FILE}} in hospital.yaml, or in server.yaml at the server; its SHA-256 begins"
+                f" {pinned.sha256[:12]}",
             )
         path = files[pinned.name]
         _check(path, pinned.sha256)

@@ -40,10 +40,20 @@ def slice_features(encoder: Encoder, images: torch.Tensor, batch: Batch) -> torc
     return features.reshape(*images.shape[:2], *encoder.shape)
 
 
+def labelled(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels (B, S, 5), 0 where there is none, and which there are, (B, S, 5) bool: of a patient's own slices, not NaN.
+
+    Losses are computed from the first and then masked by the second: a NaN, once in, would stay in the gradient.
+    """
+    known = there(batch)[..., None] & ~torch.isnan(batch.label)
+    return torch.where(known, batch.label, torch.zeros_like(batch.label)), known
+
+
 def sliced_bce(output: Output, batch: Batch, weight: torch.Tensor | None = None) -> PerSample:
-    """Binary cross-entropy per patient, mean over slices and types. `weight`: of positives, by type, (5,)."""
-    values = binary_cross_entropy_with_logits(output.logits, batch.label, pos_weight=weight, reduction="none")
-    return over_elements(values, there(batch))
+    """Binary cross-entropy per patient, mean over labelled slices and types. `weight`: of positives, by type, (5,)."""
+    label, known = labelled(batch)
+    values = binary_cross_entropy_with_logits(output.logits, label, pos_weight=weight, reduction="none")
+    return over_elements(values, known)
 
 
 def turned(images: torch.Tensor, degrees: tuple[float, float], jitter: float) -> torch.Tensor:

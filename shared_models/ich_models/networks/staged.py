@@ -74,6 +74,16 @@ class StagedNetwork(nn.Module):
                 module.requires_grad_(False)
         self.train(self.training)
 
+    def resting(self) -> Iterator[Encoder]:
+        """The encoders that do not learn in the present stage: what they say of a patient stays the same."""
+        for _, encoder in self.encoders():
+            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+                yield encoder
+
+    def features(self, encoder: Encoder, batch: Batch) -> torch.Tensor:
+        """What one of its encoders says of a batch, as `batch.features` holds it."""
+        return encoded(encoder, batch)
+
     def _learns(self, child: str) -> bool:
         names = self.stages[self.stage].learns
         return names is None or child in names

@@ -1,31 +1,10 @@
 """Networks on the table: logistic regression and a multilayer perceptron, with imputation and scaling inside."""
 
-import torch
 from torch import nn
 
 from ich_models.batch import Batch, Output
+from ich_models.networks.constants import Standardise
 from ich_models.networks.options import Logistic, Mlp
-
-
-class Standardise(nn.Module):
-    """Impute, centre and scale D columns: (B, D) with NaN where missing -> (B, D).
-
-    The three buffers are constants of a fold, from the training hospitals' statistics: they are set, never trained,
-    and they make a network complete in itself, for prediction and export.
-    """
-
-    fill: torch.Tensor
-    centre: torch.Tensor
-    scale: torch.Tensor
-
-    def __init__(self, columns: int) -> None:
-        super().__init__()
-        self.register_buffer("fill", torch.zeros(columns))
-        self.register_buffer("centre", torch.zeros(columns))
-        self.register_buffer("scale", torch.ones(columns))
-
-    def forward(self, table: torch.Tensor) -> torch.Tensor:
-        return (torch.where(torch.isnan(table), self.fill, table) - self.centre) * self.scale
 
 
 class TableNetwork(nn.Module):

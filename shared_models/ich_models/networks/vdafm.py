@@ -7,11 +7,11 @@ from torch import nn
 
 from ich_models.batch import Batch, Modality, Output
 from ich_models.losses import PerSample, Term, alignment, apart, outcome
+from ich_models.networks.constants import Standardise
 from ich_models.networks.encoders import ImageEncoder, TextEncoder
 from ich_models.networks.fusion import Perceiver, perceptron
 from ich_models.networks.options import Vdafm
 from ich_models.networks.staged import StagedNetwork, StageRule, encoded, only
-from ich_models.networks.tabular import Standardise
 
 
 class VdafmNetwork(StagedNetwork):

@@ -14,9 +14,10 @@ from ich_models import exchange
 from ich_models.batch import Batch
 from ich_models.errors import ConfigurationError
 from ich_models.federation import load_federation
+from ich_models.image_spec import HAEMORRHAGES
 from ich_models.losses import coupled
+from ich_models.networks.constants import Standardise
 from ich_models.networks.registry import build
-from ich_models.networks.tabular import Standardise
 from ich_models.stack import Stack, stackable
 
 STAGES = {
@@ -45,6 +46,20 @@ training: {stages: [{rounds: 1, epochs: 1, batch: all, optimizer: {name: sgd, lr
 network: NETWORK
 """
 
+SLICES_STUDY = """\
+name: small
+task: {kind: slices, timeline: [a, b], predict_at: a, outcome: {variable: mrs, at: b, poor: ">= 3"}}
+modalities:
+  table:
+    predictors: [age]
+    scaling: federated
+    variables: {age: {type: number, known_at: a}, mrs: {type: integer, known_at: b}}
+  image: {kind: ct_slices}
+training: {stages: [{name: encoder, rounds: 1, epochs: 1, batch: all, optimizer: {name: sgd, lr: 0.1}}]}
+network: {name: hohoho}
+evaluation: {small_cells: 0}
+"""
+
 
 # --- published sizes --------------------------------------------------------------------------------------------------
 
@@ -70,6 +85,7 @@ INPUTS = {
 }
 PARTS = {
     "ichpro": {
+        "standardise": 0,
         "image": 46_155_072,
         "text": 108_310_272,
         "maps": 1_680_488,
@@ -576,6 +592,45 @@ def test_a_stage_that_the_network_does_not_have_is_refused_by_name(tmp_path: Pat
     path = tmp_path / "federation.yaml"
     path.write_text(SMALL_STUDY.replace("NETWORK", "{name: hohoho}"))
     with pytest.raises(ConfigurationError, match="network 'hohoho' has no stage 'train'"):
+        load_federation(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("kind: slices", "kind: binary"), "task.kind: network 'hohoho' says five types of haemorrhage of each slice"),
+        (("name: hohoho", "name: image_only"), "network.name: network 'image_only' says one thing of a patient"),
+        (("kind: ct_slices", "kind: ct"), "modalities.image.kind: the task is slices, and this is another image"),
+        (("scaling: federated", "scaling: hospital"), ""),
+        (("name: hohoho", "name: dlmi"), ""),
+        (("name: encoder, ", ""), "has no stage 'train'"),
+        (
+            ("small_cells: 0", "comparisons: {pooled: {epochs: 1, batch: 2, optimizer: {name: sgd, lr: 1}}}"),
+            "pooled arm",
+        ),
+    ],
+)
+def test_slices_need_networks_and_images_of_slices(tmp_path: Path, change: tuple[str, str], message: str) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text(SLICES_STUDY)
+    assert load_federation(path).value.labels == HAEMORRHAGES
+    assert change[0] in SLICES_STUDY
+    path.write_text(SLICES_STUDY.replace(*change))
+    if message:
+        with pytest.raises(ConfigurationError) as caught:
+            load_federation(path)
+        problem = caught.value.problems[0]
+        assert message.split(": ")[-1] in problem.message
+    else:
+        load_federation(path)
+
+
+def test_a_hospitals_own_scaling_does_not_go_with_class_weights_of_the_federation(tmp_path: Path) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text(
+        SLICES_STUDY.replace("name: hohoho", "name: dlmi").replace("scaling: federated", "scaling: hospital")
+    )
+    with pytest.raises(ConfigurationError, match="needs sums of the whole federation"):
         load_federation(path)
 
 

@@ -167,7 +167,7 @@ def test_a_pinned_file_is_loaded_if_its_hash_is_right(tmp_path: Path, wrapped: s
     else:
         torch.save({"state_dict": published, "epoch": 3} if wrapped else published, path)
     network = network_with(hash_of(path))
-    load_pinned(network, {"medicalnet-resnet50": path})
+    load_pinned(network, {"medicalnet-resnet50": path}, frozen=True)
     assert torch.equal(network.image.net.conv1.weight, published["conv1.weight"])
     assert not network.image.net.conv1.weight.requires_grad
 
@@ -176,14 +176,14 @@ def test_another_hash_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(residual_layout(BOTTLENECK, 1, 3), path)
     with pytest.raises(ConfigurationError, match="SHA-256 is " + hash_of(path)):
-        load_pinned(network_with("0" * 64), {"medicalnet-resnet50": path})
+        load_pinned(network_with("0" * 64), {"medicalnet-resnet50": path}, frozen=True)
 
 
 def test_a_file_that_is_not_named_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no file is given"):
-        load_pinned(network_with("0" * 64), {})
+        load_pinned(network_with("0" * 64), {}, frozen=True)
     with pytest.raises(ConfigurationError, match="cannot be read"):
-        load_pinned(network_with("0" * 64), {"medicalnet-resnet50": tmp_path / "nowhere.pth"})
+        load_pinned(network_with("0" * 64), {"medicalnet-resnet50": tmp_path / "nowhere.pth"}, frozen=True)
 
 
 class Malicious:
@@ -202,6 +202,6 @@ def test_a_file_of_anything_else_is_refused_and_runs_no_code(
     else:
         path.write_text("not weights" if content == "text" else "")
     with pytest.raises(ConfigurationError) as caught:
-        load_pinned(network_with(hash_of(path)), {"medicalnet-resnet50": path})
+        load_pinned(network_with(hash_of(path)), {"medicalnet-resnet50": path}, frozen=True)
     assert caught.value.problems[0].where == str(path)
     assert "ran" not in capsys.readouterr().out

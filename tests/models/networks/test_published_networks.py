@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ich_models.batch import Batch
+from ich_models.image_spec import HAEMORRHAGES
 from ich_models.losses import alignment, similarity_distribution
+from ich_models.networks.constants import WITH, WITHOUT, Told
 from ich_models.networks.encoders import block
 from ich_models.networks.hohoho import SliceSequence
 from ich_models.networks.mednvc import _hide, _patches
@@ -321,9 +323,11 @@ def test_members_learn_as_if_alone() -> None:
 
 
 def test_positives_are_weighed_by_negatives_over_positives() -> None:
-    """Counts 10 of 40 positive: a positive weighs 3; capped at 2 it weighs 2. The counts travel with the weights."""
+    """Counts 10 of 40 positive: a positive weighs 3; capped at 2 it weighs 2. A type that nobody has weighs 1."""
     network, batch = tiny("dlmi"), patients("dlmi")
-    network.balance.count([10, 20, 0, 20, 20], [30, 20, 40, 20, 20])
+    counts = zip(HAEMORRHAGES, [10, 20, 0, 20, 20], [30, 20, 40, 20, 20], strict=True)
+    said = {name: (8.0, n / 8) for kind, a, b in counts for name, n in ((f"{WITH}{kind}", a), (f"{WITHOUT}{kind}", b))}
+    network.balance.positive.copy_(torch.from_numpy(network.balance.made_of(Told(np.zeros((3, 0)), said))["positive"]))
     assert network.balance.weight().tolist() == [3, 1, 1, 1, 1]
     network.balance.cap = 2.0
     assert network.balance.weight().tolist() == [2, 1, 1, 1, 1]

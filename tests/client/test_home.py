@@ -1,0 +1,55 @@
+"""The hospital's folder: a kit makes it, the kit mends it, and another federation's kit does not get in."""
+
+from pathlib import Path
+
+import pytest
+from processes import write_study
+
+from ich_client import home as homes
+from ich_models.errors import ConfigurationError
+from ich_server import home as server
+
+
+def kit_of(folder: Path, hospital: str = "north") -> Path:
+    """A coordinator's kit for a hospital."""
+    study = folder / "study" / "federation.yaml"
+    if not study.exists():
+        write_study(study.parent)
+    made = server.create(study, "localhost:8443", folder / "server")
+    return server.make_kit(made, hospital, "b" * 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("federation.yaml", "name: other\n"),
+        ("kit.json", "{}"),
+        ("kit.json", "{"),
+        ("kit.json", '{"facts": {"form": 9}}'),
+    ],
+)
+def test_a_damaged_folder_is_mended_by_its_kit(tmp_path: Path, name: str, content: str) -> None:
+    kit = kit_of(tmp_path)
+    made = homes.create(kit, tmp_path / "north")
+    key = made.key.read_bytes()
+    (made.folder / "kit" / name).write_text(content)
+    with pytest.raises(ConfigurationError):
+        homes.open_home(made.folder)
+    again = homes.create(kit, made.folder)
+    assert again.name == "north"
+    assert again.key.read_bytes() == key
+
+
+def test_another_federations_kit_does_not_get_in(tmp_path: Path) -> None:
+    made = homes.create(kit_of(tmp_path / "one"), tmp_path / "north")
+    with pytest.raises(ConfigurationError, match="belongs to another federation"):
+        homes.create(kit_of(tmp_path / "two"), made.folder)
+    (made.folder / "kit" / "kit.json").write_text("{")
+    with pytest.raises(ConfigurationError, match="belongs to another federation"):
+        homes.create(kit_of(tmp_path / "two"), made.folder)
+
+
+def test_another_hospitals_kit_does_not_get_in(tmp_path: Path) -> None:
+    made = homes.create(kit_of(tmp_path), tmp_path / "north")
+    with pytest.raises(ConfigurationError, match="belongs to another hospital"):
+        homes.create(kit_of(tmp_path, "south"), made.folder)
