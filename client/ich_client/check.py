@@ -363,7 +363,10 @@ def _withheld(federation: Federation, hospital: Hospital) -> Iterator[str]:
     for reason, count in hospital.excluded.items():
         if 0 < count < k:
             yield f"how many were left out: {reason}"
-    for modality in sorted({*federation.network.uses} - {"table"}):
+    looked_at = (
+        {"table"} if hospital.images is None or hospital.images.asked == len(labels) else {"table", "image", "text"}
+    )
+    for modality in sorted({*federation.network.uses} - looked_at):
         if egress.few_of_a_class(hospital.patients.holding(modality)[first.train].astype(np.int64), k):
             yield f"how many training patients have {modality}"
     if not hospital.limits.send_metrics:

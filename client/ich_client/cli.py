@@ -30,7 +30,7 @@ from ich_models.files import write_atomic
 from ich_strategies.plan import Plan
 
 app = console.application(
-    "A hospital's side of a federated study. Only `join` speaks with anybody, and only the federation's server.\n\n"
+    "A hospital's side of a federated study. Only `join` speaks with anybody outside, and only the federation's server.\n\n"
     "Example: ich-client init north-kit.zip"
 )
 commands_join.register(app)

@@ -87,7 +87,7 @@ def test_hospitals_of_one_table_share_the_folder(four: Path) -> None:
         ("{folder: pacs, format: nifti}", "no NIfTI image named in the form of BIDS"),
         (
             "{folder: pacs, link: {study: ACC}}",
-            r"no patient of hospital 'north' has a usable image \(no study is theirs\)",
+            r"no patient of hospital 'north' has a usable image \(4 studies belong to nobody in the table\)",
         ),
     ],
 )
