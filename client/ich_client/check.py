@@ -258,12 +258,6 @@ def _statistics(plan: Plan) -> str:
     )
 
 
-def _seen(plan: Plan) -> str:
-    """Of whom an encoder learns, where somebody lacks its modality."""
-    modalities = sorted({modality for _, modality in plan.segments})
-    return f", training patients with {' and with '.join(modalities)} if some have none" if modalities else ""
-
-
 def _extras(plan: Plan) -> str:
     """What statistics hold beside the table, in words."""
     said = []
