@@ -16,8 +16,7 @@ from ich_deploy.demo import hospitals
 def test_hohoho_learns_to_see_blood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its encoder, trained at three hospitals for 20 epochs, on the patients set apart.
 
-    The five types together reach 0.82 after the study's 30 epochs, with another 30 % of the patients set apart. Bleeding in
-    the brain is the easiest of them, at 0.95; subdural blood beside bone the hardest.
+    Measured: medians .94 .94 .84 .87 .94, mean .90 (in the order of the types; blood under the skull is the hardest to see).
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     hospitals.write(tmp_path, "slices", 7)
@@ -37,5 +36,5 @@ def test_hohoho_learns_to_see_blood(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return median(one["types"][kind]["slices"]["auroc"]["value"] for one in found.values())
 
     kinds = list(found["north"]["types"])
-    assert over_hospitals("intraparenchymal") > 0.85
-    assert sum(map(over_hospitals, kinds)) / len(kinds) > 0.7
+    assert over_hospitals("intraparenchymal") > 0.9
+    assert sum(map(over_hospitals, kinds)) / len(kinds) > 0.8
