@@ -149,15 +149,20 @@ def explain(
 def _asked(mapping: Path | None, folder: Path, model: Path | None, data: Path | None) -> _Asked:
     """Model, mapping and places. Without --model everything comes from the hospital's folder."""
     root, apart = data or folder, data is not None
-    if model is not None and mapping is not None:
-        return _Asked(models.read(models.find(model)), load(mapping, HospitalConfig), root, user_cache(), apart)
-    opened = homes.open_home(folder)
-    document = load(mapping, HospitalConfig) if mapping is not None else homes.load_mapping(opened)
+    home = None if model is not None and mapping is not None else homes.open_home(folder)
+    if mapping is not None:
+        document = load(mapping, HospitalConfig)
+    else:
+        assert home is not None, "opened, for want of a mapping"
+        document = homes.load_mapping(home)
+    files = {name: root / path for name, path in document.value.weights.items()}
     if model is not None:
-        return _Asked(models.read(models.find(model)), document, root, opened.cache, apart)
-    seeds = tuple(opened.federation.value.training.seeds)
-    kept = models.find(opened.models, opened.facts.federation, seeds)
-    return _Asked(models.read(kept, opened.federation), document, root, opened.cache, apart)
+        chosen = models.read(models.find(model), files=files)
+    else:
+        assert home is not None, "opened, for want of a model"
+        seeds = tuple(home.federation.value.training.seeds)
+        chosen = models.read(models.find(home.models, home.facts.federation, seeds), home.federation, files)
+    return _Asked(chosen, document, root, user_cache() if home is None else home.cache, apart)
 
 
 def _account(model: Model, said: prediction.Prediction, looks: list[explanation.Look]) -> dict[str, Any]:

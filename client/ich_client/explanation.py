@@ -132,11 +132,11 @@ def _of_slices(network: nn.Module, batch: Batch, *, together: bool) -> list[Look
 def _of_texts(model: Model, network: nn.Module, batch: Batch, given: Newcomers, place: int) -> list[Look]:
     """The same image and the same question, what speaks for the positive outcome, under texts that speak for either.
 
-    A report is the hospital's own: it cannot be turned by rule, so there is one map, with the report as it is.
+    A report, or what a language model wrote, cannot be turned by rule: there is one map then, with the text as it is.
     """
     assert given.source is not None, "a study with text"
     source = given.source
-    if source.spec.source == "report":
+    if source.spec.source == "report" or source.writer is not None:
         return [_of_volume(model, network, batch, "Score-CAM")]
     looks = []
     for name, words in opposites(model, network, batch, given, place).items():

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -90,9 +91,12 @@ def find(folder: Path, hashed: str = "", seeds: tuple[int, ...] = ()) -> Path:
     return found[0]
 
 
-def read(folder: Path, federation: Document[Federation] | None = None) -> Model:
+def read(
+    folder: Path, federation: Document[Federation] | None = None, files: Mapping[str, Path] = MappingProxyType({})
+) -> Model:
     """The model in a folder. `federation`: its study, where it is known already; else the copy beside the model.
 
+    `files`: published weights that the study pins, where they lie here; frozen encoders are in no model.
     Raises ConfigurationError for files that are not whole, or not those of one study.
     """
     where = str(folder / TENSORS)
@@ -100,15 +104,17 @@ def read(folder: Path, federation: Document[Federation] | None = None) -> Model:
     try:
         tensors, card = read_arrays(folder / TENSORS)
         rows = {name: tensor[None] for name, tensor in tensors.items()}
-        hashed, seed, _ = card["federation"], int(card["seed"]), float(card["threshold"])
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        hashed, seed, limits = card["federation"], int(card["seed"]), card.get("thresholds") or {"": card["threshold"]}
+        if not all(0 <= float(limit) <= 1 for limit in limits.values()):
+            raise ValueError("a threshold is a probability")
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"not a model that a study ended with ({type(error).__name__})"
         raise ConfigurationError(message, where=where, hint=again) from None
     document = federation or load_federation(folder / STUDY)
     if document.value.hash != hashed:
         message = "the model is of another study than the federation file"
         raise ConfigurationError(message, where=str(document.path), hint=f"the model's begins {hashed[:16]}; {again}")
-    plan = Plan(document.value, seed)
+    plan = Plan(document.value, seed, files)
     _check(plan, rows, where)
     return Model(plan, document, rows, card)
 

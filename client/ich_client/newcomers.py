@@ -12,6 +12,7 @@ from ich_client import images, sheets, texts, values
 from ich_client.hospital import HospitalConfig
 from ich_client.image_finds import Finds, Study, find, owners
 from ich_client.images import EVERYBODY, Ask, Summary
+from ich_client.report_writer import Slices
 from ich_client.sheets import Sheet
 from ich_models import clinical
 from ich_models.batch import Patients
@@ -74,7 +75,7 @@ def load(
     encoded = clinical.encode(chosen, federation.value.modalities.table)
     patients = Patients(tuple(ids[row] for row in kept), encoded, np.zeros(len(kept), np.int64))
     warnings: list[Problem] = []
-    if source is not None and kept:
+    if source is not None and source.writer is None and kept:
         name = document.value.hospital
         patients, _, warnings = texts.add(source, name, patients, kept, columns, sheet)
     made = Newcomers(
@@ -85,9 +86,11 @@ def load(
         document.value.limits.threads,
         source=source,
     )
-    if federation.value.modalities.image is None or not kept:
-        return _seen_by(federation.value, made)
-    return _seen_by(federation.value, _with_images(made, document, root, federation.value, sheet, ids, cache, ask))
+    if federation.value.modalities.image is not None and kept:
+        made = _with_images(made, document, root, federation.value, sheet, ids, cache, ask)
+        if source is not None and source.writer is not None:
+            made = _written(made, source, document, federation.value, texts.templates(source, kept, columns), ask)
+    return _seen_by(federation.value, made)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -174,6 +177,29 @@ def _with_images(
     marked = {**made.patients.present, "image": ready.present}
     patients = replace(made.patients, image=ready.image, slices=ready.slices, present=marked)
     return replace(made, patients=patients, images=ready.summary, warnings=(*made.warnings, *ready.warnings))
+
+
+def _written(
+    made: Newcomers,
+    source: texts.Source,
+    document: Document[HospitalConfig],
+    federation: Federation,
+    sentences: Sequence[str | None],
+    ask: Ask,
+) -> Newcomers:
+    """With the texts of the hospital's language model, as in the study."""
+    summary, spec = made.images, federation.modalities.image
+    assert summary is not None, "a study in which a model writes looks at images"
+    assert spec is not None, "a study in which a model writes looks at images"
+    chosen = {one.patient: one for one in summary.chosen}
+
+    def shown(place: int) -> Slices | str:
+        one = chosen.get(made.patients.ids[place])
+        return images.slices_of(one, spec, summary.cache) if one else "no image"
+
+    kept, seed, name = Path(summary.cache) / "reports", federation.training.seeds[0], document.value.hospital
+    patients, _, noticed = texts.write(source, name, made.patients, sentences, shown, kept, seed, ask.watch)
+    return replace(made, patients=patients, warnings=(*made.warnings, *noticed))
 
 
 def _unlabelled(document: Document[HospitalConfig]) -> Document[HospitalConfig]:

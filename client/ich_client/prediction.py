@@ -117,7 +117,8 @@ def _imputed(model: Model, given: Newcomers, place: int) -> tuple[str, ...]:
 
 def as_json(model: Model, found: Sequence[Prediction]) -> str:
     """Everything, with what the model is."""
-    card = {name: model.card[name] for name in ("study", "federation", "seed", "sha256", "outcome", "threshold", "use")}
+    named = ("study", "federation", "seed", "sha256", "outcome", "threshold", "thresholds", "use")
+    card = {name: model.card[name] for name in named if name in model.card}
     patients = []
     for one in found:
         said: dict[str, Any] = {"patient": one.patient, "probabilities": dict(one.probabilities)}

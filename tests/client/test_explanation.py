@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from finished_model import call, finished
+from finished_model import call, finished, of_slices
 from image_hospital import SLICES, VOLUME, files, make
 
 from ich_client import explanation, newcomers
@@ -57,11 +57,8 @@ def test_a_volume_has_a_grad_cam_of_the_positive_outcome(scanned: Path) -> None:
 
 @pytest.mark.parametrize("name", ["dlmi", "hohoho"])
 def test_each_type_is_explained_where_it_is_likeliest(name: str, scanned: Path) -> None:
-    stage = ", stages" if name == "hohoho" else ""
     files(scanned, image=WINDOWS, network=f"{{name: {name}, size: tiny}}")
-    if stage:
-        study = (scanned / "federation.yaml").read_text()
-        (scanned / "federation.yaml").write_text(study.replace("[{rounds", "[{name: sequence, rounds"))
+    of_slices(scanned, "sequence" if name == "hohoho" else "train")
     model = finished(scanned)
     given = given_of(scanned, model, "P0")
     looks = explanation.explain(model, given, "P0")

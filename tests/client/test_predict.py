@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from finished_model import call, finished
+from finished_model import call, finished, of_slices
 from image_hospital import SLICES, VOLUME, files, load_one, make
 
 from ich_client import models, newcomers, prediction
@@ -19,6 +19,7 @@ from ich_client.tables import load_hospitals
 from ich_client.work import predict
 from ich_models.errors import ConfigurationError, DataError
 from ich_models.federation import load_federation
+from ich_models.image_spec import HAEMORRHAGES as TYPES
 from ich_models.protocol import CONSTANTS, WEIGHTS, Rows
 from ich_models.yaml_config import load
 from ich_strategies.plan import Plan
@@ -129,17 +130,11 @@ def test_images_give_the_numbers_of_the_study(scanned: Path) -> None:
 
 
 def test_slices_are_predicted_each_and_the_patient_by_the_highest(scanned: Path) -> None:
-    files(
-        scanned,
-        image=SLICES.replace("}", ", windows: [[40, 80], [80, 200], [40, 380]]}"),
-        network="{name: dlmi, size: tiny}",
-    )
+    windows = SLICES.replace("}", ", windows: [[40, 80], [80, 200], [40, 380]]}")
+    north = load_one(scanned, image=windows, network="{name: image_only, size: tiny, channels: 3, dimensions: 2}")
+    files(scanned, image=windows, network="{name: dlmi, size: tiny}")
+    of_slices(scanned, "train")
     model = finished(scanned)
-    north = load_one(
-        scanned,
-        image=SLICES.replace("}", ", windows: [[40, 80], [80, 200], [40, 380]]}"),
-        network="{name: dlmi, size: tiny}",
-    )
     numbers = predict(model.plan, model.rows, north.patients)[0]
     found = {one.patient: one for one in asked(scanned, model)}
     for place, name in enumerate(("P0", "P1", "P2")):
@@ -150,10 +145,16 @@ def test_slices_are_predicted_each_and_the_patient_by_the_highest(scanned: Path)
         assert one.slices[0].instances == (f"1.2.9.{place}.1.7.2",)
         assert list(one.probabilities.values())[:5] == pytest.approx(own.max(0).tolist(), abs=1e-6)
         assert one.probabilities["any"] == pytest.approx(own.max(), abs=1e-6)
+        above = own.max(0) >= [0.3, 0.4, 0.5, 0.6, 0.7]
+        assert one.positive == (*np.array(TYPES)[above], *(["any"] if above.any() else []))
     lines = list(csv.DictReader(io.StringIO(prediction.as_csv(model, list(found.values())))))
     assert [line["slice"] for line in lines[:3]] == ["all", "1", "4"]
     assert [line["patient"] for line in lines].count("P1") == 9
+    assert [round(float(limit), 6) for limit in lines[1]["threshold"].split()] == [0.3, 0.4, 0.5, 0.6, 0.7]
     assert lines[-1]["reason"] == "no usable image"
+    assert json.loads(prediction.as_json(model, list(found.values())))["model"]["thresholds"][
+        "epidural"
+    ] == pytest.approx(0.7)
 
 
 # --- who cannot be predicted ------------------------------------------------------------------------------------------

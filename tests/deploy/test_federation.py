@@ -1,5 +1,7 @@
 """The whole way with real processes: init, kit, admit, join, run; and the simulation's numbers at its end."""
 
+import csv
+import io
 import json
 import re
 import shutil
@@ -64,6 +66,19 @@ def test_every_hospital_gets_the_model_of_all_hospitals(run: Federation) -> None
         assert tensors["constants"].tobytes() == rows["constants"][facts["folds"].index("all")].tobytes()
         assert card["threshold"] == facts["thresholds"]["all"]
         assert json.loads((path.parent / "card.json").read_text()) == card
+
+
+def test_a_hospital_predicts_with_its_model_as_the_simulation_does(run: Federation, simulated: Path) -> None:
+    """The kept model with everything from the hospital's folder, and the simulation's with its own copy of the study."""
+    data = run.study.parent / "data"
+    for name in HOSPITALS:
+        home = run.folder / name
+        kept = command("ich-client", "predict", "--home", home, "--data", data)
+        words = (home / "hospital.yaml", "--model", simulated / "model", "--data", data)
+        assert command("ich-client", "predict", *words) == kept
+        rows = list(csv.DictReader(io.StringIO(kept)))
+        assert len(rows) > 10
+        assert all(0 < float(row["probability"]) < 1 for row in rows if not row["reason"])
 
 
 def test_nothing_of_a_patient_is_at_the_server(run: Federation) -> None:

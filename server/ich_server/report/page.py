@@ -182,6 +182,7 @@ def _render_types(results: Results, arm: Arm) -> str:
         descriptions=[],
         details=tables,
         training=_training(results),
+        photos=(),
         quarantined=_quarantined(results),
         threshold=_threshold(results),
         intervals=results.intervals,
