@@ -368,6 +368,7 @@ def tables_alone(folder: Path, study: str) -> Path:
     described = yaml.safe_load((folder / study).read_text())
     modalities = {"table": described["modalities"]["table"]}
     stage = {"name": "train", "rounds": 1, "epochs": 1, "batch": 16, "optimizer": {"name": "sgd", "lr": 0.1}}
+    described["task"].pop("kind", None)
     described |= {"modalities": modalities, "network": {"name": "logistic"}, "training": {"stages": [stage]}}
     plain = folder / "plain"
     (plain / "hospitals").mkdir(parents=True)
