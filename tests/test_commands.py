@@ -28,11 +28,12 @@ from ich_models.protocol import (
     StatisticsReply,
     ThresholdReply,
     TrainReply,
+    TypeAnswer,
 )
 
 SCRIPTS = {"ich-client": ich_client.cli.app, "ich-server": ich_server.cli.app, "ich-simulate": ich_deploy.cli.app}
 
-REPLIES = (StatisticsReply, PartStatistics, TrainReply, ThresholdReply, EvaluateReply, Answer, Refusal)
+REPLIES = (StatisticsReply, PartStatistics, TrainReply, ThresholdReply, EvaluateReply, Answer, TypeAnswer, Refusal)
 
 FEDERATION = """\
 name: small
@@ -322,6 +323,7 @@ def test_nothing_is_sent_that_check_does_not_tell_of() -> None:
         "ThresholdReply": "hospital thresholds validation_losses",
         "EvaluateReply": "hospital answers",
         "Answer": "arm patients events metrics types",
+        "TypeAnswer": "slices patients",
         "Refusal": "code",
     }
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ich_client import egress
 from ich_client.hospital import HospitalConfig, load_mappings
 from ich_client.images import EVERYBODY, Ask, Summary
+from ich_client.labels import TYPES
 from ich_client.machine import Line
 from ich_client.splits import split
 from ich_client.tables import Hospital, load_hospitals
@@ -22,6 +23,7 @@ from ich_models.federation import Federation, load_federation
 from ich_models.folds import folds_of
 from ich_models.metrics import METRICS, TYPE_METRICS
 from ich_models.networks.constants import MEAN, WITH
+from ich_models.slice_metrics import having as patients_of
 from ich_models.variables import MISSING, Variable
 from ich_models.yaml_config import Document, load
 from ich_strategies.plan import Plan
@@ -342,17 +344,23 @@ def _withheld(federation: Federation, hospital: Hospital) -> Iterator[str]:
     evaluation, labels = federation.evaluation, hospital.patients.labels
     k = max(evaluation.small_cells, hospital.limits.small_cells)
     events = int(labels.sum())
-    if egress.few_of_a_class(labels, k):
+    targets = hospital.patients.targets
+    if federation.task.kind == "slices" and targets is not None:
+        for kind, n, having in zip(TYPES, *patients_of(targets), strict=True):
+            if egress.few_have(int(n), int(having), k):
+                yield f"threshold and figures of {kind} ({int(having):,} of {int(n):,} patients with a label have it)"
+    elif egress.few_of_a_class(labels, k):
         yield f"the number of events ({events:,} of {len(labels):,})"
         if evaluation.leave_one_hospital_out:
             yield "every figure of the model that never saw this hospital"
     first = split(labels, evaluation, 0)
     chosen = first.validation if len(first.validation) else first.train
-    if evaluation.threshold == "youden" and egress.few_of_a_class(labels[chosen], k):
+    binary = federation.task.kind == "binary"
+    if binary and evaluation.threshold == "youden" and egress.few_of_a_class(labels[chosen], k):
         yield f"the threshold chosen here, among {len(chosen):,} patients with {int(labels[chosen].sum()):,} events"
     if evaluation.validation is not None and len(first.validation) < k:
         yield f"the validation loss, of {len(first.validation):,} patients"
-    if evaluation.test is not None and (len(first.test) < k or egress.few_of_a_class(labels[first.test], k)):
+    if binary and evaluation.test is not None and (len(first.test) < k or egress.few_of_a_class(labels[first.test], k)):
         yield f"every figure of the test, of {len(first.test):,} patients with {int(labels[first.test].sum()):,} events"
     for reason, count in hospital.excluded.items():
         if 0 < count < k:

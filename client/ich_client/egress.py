@@ -222,7 +222,7 @@ def _thresholds(site: Site, reply: ThresholdReply) -> ThresholdReply:
     roles, k = site.split(0), site.small_cells
     rows = roles.validation if len(roles.validation) else roles.train
     if (targets := site.hospital.patients.targets) is not None:
-        few = [_few_have(int(n), int(having), k) for n, having in zip(*patients_of(targets[rows]), strict=True)]
+        few = [few_have(int(n), int(having), k) for n, having in zip(*patients_of(targets[rows]), strict=True)]
     else:
         few = [few_of_a_class(site.hospital.patients.labels[rows], k)]
     hidden = few * (len(reply.thresholds) // len(few))
@@ -238,13 +238,13 @@ def _evaluation(site: Site, reply: EvaluateReply) -> EvaluateReply:
     return reply.model_copy(update={"answers": [_answer(answer, site.small_cells) for answer in reply.answers]})
 
 
-def _few_have(patients: int, having: int, k: int) -> bool:
+def few_have(patients: int, having: int, k: int) -> bool:
     """Whether so many patients, of whom some have a type, are few, or few have it, or few have it not."""
     return patients < k or _small(having, k) or _small(patients - having, k)
 
 
 def _type_answer(answer: TypeAnswer, k: int) -> TypeAnswer:
-    if not _few_have(answer.patients.n, answer.patients.events or 0, k):
+    if not few_have(answer.patients.n, answer.patients.events or 0, k):
         return answer
     return TypeAnswer(slices=answer.slices.withheld(), patients=answer.patients.withheld())
 

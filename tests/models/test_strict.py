@@ -47,8 +47,8 @@ def test_keys_are_texts_too() -> None:
 
 
 def test_a_message_cannot_hold_it() -> None:
-    record = to_record(StatisticsTask(federation="x", seed=1, parts=[0]))
-    text = str(record["message"]["json"]).replace('"federation":"x"', '"federation":"x\\u001b[2J"')
+    record = to_record(StatisticsTask(federation="a" * 64, seed=1, parts=[0]))
+    text = str(record["message"]["json"]).replace('"package":"', '"package":"\\u001b[2J')
     forged = RecordDict({"message": ConfigRecord({"json": text})})
     with pytest.raises(MalformedError, match="cannot be printed"):
         from_record(forged, StatisticsTask)
