@@ -48,9 +48,14 @@ venv: $(DEV)  ## Make or update .venv with everything (PYTHON=... chooses the in
 # --- use
 
 .PHONY: demo
-demo: $(RUNTIME)  ## Generate three hospitals, train across them, write runs/demo/results
-	$(PY) -m ich_deploy.demo runs/demo
-	.venv/bin/ich-simulate runs/demo/federation.yaml --data runs/demo/data --out runs/demo/results
+demo: $(RUNTIME)  ## Generate three hospitals with head CT, train ICHPro across them, write runs/demo/results
+	$(PY) -m ich_deploy.demo runs/demo --kind ct
+	.venv/bin/ich-simulate runs/demo/ichpro.yaml --data runs/demo/data --out runs/demo/results
+
+.PHONY: demo-tables
+demo-tables: $(RUNTIME)  ## The same with tables alone, in seconds: runs/tables/results
+	$(PY) -m ich_deploy.demo runs/tables
+	.venv/bin/ich-simulate runs/tables/federation.yaml --data runs/tables/data --out runs/tables/results
 
 .PHONY: benchmark
 benchmark: $(DEV)  ## Measure what docs/ reports, into runs/benchmarks

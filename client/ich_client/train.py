@@ -71,8 +71,7 @@ def fit(
                 group["lr"] = lr
             for parameter in parameters:
                 parameter.grad = None
-            with torch.autocast(each.device.type, torch.bfloat16, enabled=recipe.amp):
-                loss, largest = _backward(stack, batch, epochs_before + done, each, largest)
+            loss, largest = _backward(stack, batch, epochs_before + done, each, largest, recipe.amp)
             if recipe.clip is not None:
                 _clip(stack, recipe.clip)
             if direction is not None:
@@ -85,14 +84,16 @@ def fit(
 
 
 def _backward(
-    stack: Stack, batch: Batch, epoch: int, each: torch.Tensor, largest: int | None
+    stack: Stack, batch: Batch, epoch: int, each: torch.Tensor, largest: int | None, amp: bool
 ) -> tuple[torch.Tensor, int | None]:
     """The gradient of a batch: its loss (F,), and how many patients the device holds at once, once it is known.
 
     A device that is out of memory gets half as many at a time, down to one, where the loss is the mean of the patients'
     own: the gradient is then the same to rounding (random layers draw other numbers). Raises torch.OutOfMemoryError
-    elsewhere.
+    elsewhere. `amp` means GPUs: on a CPU, torch 2.13 computes the gradient of some 3D convolutions in bfloat16 from memory
+    that nobody has written (docs/decisions.md), and gains no time.
     """
+    kind = each.device.type
     while True:
         size = len(batch) if largest is None else min(largest, len(batch))
         sizes = [min(size, len(batch) - start) for start in range(0, len(batch), size)]
@@ -100,7 +101,8 @@ def _backward(
         try:
             for part in batch.split(sizes) if len(sizes) > 1 else [batch]:
                 share = len(part) / len(batch)
-                loss = stack.losses(part, epoch)
+                with torch.autocast(kind, torch.bfloat16, enabled=amp and kind == "cuda"):
+                    loss = stack.losses(part, epoch)
                 (loss if len(sizes) == 1 else loss * share).backward(each)
                 total = loss.detach() if len(sizes) == 1 else total + loss.detach() * share
         except torch.OutOfMemoryError:

@@ -87,11 +87,18 @@ def test_recomputing_saves_memory() -> None:
     assert kept(True) < 0.7 * kept(False)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: run this file on a machine with one")
 def test_mixed_precision_trains_and_keeps_full_weights() -> None:
-    plain, mixed = trained(tiny("concat", dropout=0.0)), trained(tiny("concat", dropout=0.0), amp=True)
+    plain, mixed = (trained(tiny("concat", dropout=0.0).cuda(), amp=amp) for amp in (False, True))
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in mixed.values())
     assert not close(plain, mixed, 1e-6)
     assert close(plain, mixed, 0.05)
+
+
+def test_a_cpu_trains_in_full_precision() -> None:
+    """Its 3D convolutions in bfloat16 are wrong now and then: a study that asks for mixed precision is the same there."""
+    plain, mixed = (trained(tiny("concat", dropout=0.0), amp=amp) for amp in (False, True))
+    assert close(plain, mixed, 0)
 
 
 @pytest.mark.parametrize(("name", "modality"), [("concat", "volume"), ("dlmi", "slices"), ("mednvc", "views")])

@@ -195,9 +195,9 @@ def test_a_predictor_from_the_future_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_the_readme_shows_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: Path) -> None:
-    """Its refusal is the one that is printed, and its LOHO table has the demo's figures."""
+    """Its refusal is the one that is printed, and its LOHO table of tables has that demo's figures."""
     monkeypatch.chdir(tmp_path)
-    folder = Path("runs/demo")
+    folder = Path("runs/tables")
     tables.write(folder)
     readme = " ".join((repository / "README.md").read_text().split())
     origin = source.locate(folder / "federation.yaml", folder / "data", None)
