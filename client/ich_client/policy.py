@@ -14,10 +14,19 @@ from ich_client.tasks import RefusedError
 from ich_models import hash_chain
 from ich_models.errors import Code
 from ich_models.folds import WITHOUT
-from ich_models.protocol import PACKAGE, PROTOCOL, EvaluateTask, Rows, Task, ThresholdTask, TrainTask
+from ich_models.protocol import (
+    PACKAGE,
+    PROTOCOL,
+    EvaluateTask,
+    RecalibrationTask,
+    Rows,
+    Task,
+    ThresholdTask,
+    TrainTask,
+)
 from ich_models.strict import Strict
 
-COUNTED: Final = (TrainTask, ThresholdTask, EvaluateTask)
+COUNTED: Final = (TrainTask, RecalibrationTask, ThresholdTask, EvaluateTask)
 """Tasks whose answer depends on what the server sends with them: asked again and again, they would be a probe."""
 
 
