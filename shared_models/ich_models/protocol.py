@@ -221,8 +221,6 @@ def _possible(metrics: Mapping[str, Three], of: Sequence[str], n: int, events: i
             raise ValueError(f"half an interval of {name}")
         if low is not None and high is not None and low > high:
             raise ValueError(f"the interval of {name} ends before it begins")
-    if (said := metrics.get("prevalence", (None,))[0]) is not None and said != (events or 0) / max(1, n):
-        raise ValueError("another prevalence than the events'")
     area, pairs = metrics["auroc"][0], (events or 0) * (n - (events or 0))
     if area is not None and not (pairs and (area == 0 or 2 * pairs * area > 0.99)):  # it counts half pairs
         raise ValueError("an area under the curve that these patients cannot have")

@@ -53,9 +53,10 @@ def naive_delong(y, *scores):
 
 def test_the_order_of_metrics_is_fixed():
     assert " ".join(METRICS) == (
-        "auroc auprc brier calibration_slope calibration_intercept accuracy f1 recall precision specificity"
+        "auroc auprc prevalence brier scaled_brier observed_expected calibration_slope calibration_intercept"
+        " accuracy f1 f2 recall precision specificity npv"
     )
-    assert set(RANGES) == {*METRICS, "f2"}
+    assert set(RANGES) == {*METRICS, "auroc_difference"}
 
 
 # By hand
@@ -470,7 +471,7 @@ def test_every_value_and_interval_is_possible(rows, threshold):
         assert math.isfinite(estimate.value)
         if estimate.low is not None and estimate.high is not None:
             assert lowest <= estimate.low < estimate.high <= highest
-            if name not in ("auprc", "f1"):
+            if name not in ("auprc", "scaled_brier", "f1", "f2"):  # percentiles of a bootstrap
                 assert estimate.low - 1e-12 <= estimate.value <= estimate.high + 1e-12
 
 
