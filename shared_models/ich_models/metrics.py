@@ -8,7 +8,7 @@ An interval that cannot be computed, or that would have no width, is not given: 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import exp, isfinite, nan, sqrt
+from math import exp, inf, isfinite, nan, sqrt
 from typing import Final
 
 import numpy as np
@@ -321,9 +321,9 @@ def _intercept(event: _Bools, p: _Floats) -> Estimate:
 def _observed_expected(event: _Bools, p: _Floats) -> Estimate:
     """Interval on the log scale: the variance of log O is (1 - O/n) / O (delta method on a binomial count)."""
     events, expected = int(np.count_nonzero(event)), float(np.sum(p))
-    if expected <= 0:
+    ratio = events / expected if expected > 0 else inf
+    if ratio > RANGES["observed_expected"][1]:
         return _UNKNOWN
-    ratio = events / expected
     if not 0 < events < event.size:
         return _estimate("observed_expected", ratio, nan, nan)
     reach = exp(_Z * sqrt((1 - events / event.size) / events))
