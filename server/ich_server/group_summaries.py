@@ -66,9 +66,13 @@ class Benefit:
 
 
 def decisions(arm: Arm) -> list[Benefit]:
-    """The decision curve of all hospitals' patients together, from their counts; a mean over the seeds."""
+    """The decision curve of all hospitals' patients together; a mean over the seeds.
+
+    In simulation of all of them; else at each threshold of the hospitals that tell it, who may be others at another one.
+    """
     told: dict[float, list[tuple[int, int, list[Decision]]]] = {}
-    for found in arm.hospitals.values():
+    everybody = [] if arm.pooled is None or not arm.pooled.decisions else [arm.pooled]
+    for found in everybody or arm.hospitals.values():
         seeds = len(found.decisions)
         at: dict[float, list[Decision]] = {}
         for one in (one for seed in found.decisions for one in seed):
@@ -76,15 +80,18 @@ def decisions(arm: Arm) -> list[Benefit]:
         for threshold, each in at.items():
             if len(each) == seeds and found.events is not None:
                 told.setdefault(threshold, []).append((found.n, found.events, each))
-    return [_benefit(threshold, told[threshold]) for threshold in sorted(told)]
+    whole = len(arm.hospitals) if everybody else None
+    return [_benefit(threshold, told[threshold], whole) for threshold in sorted(told)]
 
 
-def _benefit(threshold: float, told: list[tuple[int, int, list[Decision]]]) -> Benefit:
+def _benefit(threshold: float, told: list[tuple[int, int, list[Decision]]], hospitals: int | None) -> Benefit:
     patients, events = sum(n for n, _, _ in told), sum(having for _, having, _ in told)
     hits = math.fsum(math.fsum(one.true_positives for one in each) / len(each) for _, _, each in told)
     alarms = math.fsum(math.fsum(one.false_positives for one in each) / len(each) for _, _, each in told)
     everybody = net_benefit(events, patients - events, patients, threshold)
-    return Benefit(threshold, len(told), patients, net_benefit(hits, alarms, patients, threshold), everybody)
+    return Benefit(
+        threshold, hospitals or len(told), patients, net_benefit(hits, alarms, patients, threshold), everybody
+    )
 
 
 @dataclass(frozen=True)

@@ -52,20 +52,20 @@ def groups(
     thresholds: Sequence[float],
     k: int = 0,
 ) -> tuple[tuple[Bin, ...], tuple[Decision, ...]]:
-    """Calibration bins from low to high, and the decision curve at `thresholds` (ascending), as far as k lets them be told.
+    """Calibration bins from low to high, and the decision curve at `thresholds`, as far as k lets them be told.
 
     `labels`, `probabilities` (patients,); `limits`: the threshold that each patient is called positive at, one or (patients,).
-    k up to 1: `BINS` bins of equal count (patients with one probability stay together), and every threshold. Else one set of
-    cuts serves both, for each costs what the other could have told: thresholds as they stand and then the borders of bins of equal
-    count are taken up if all cuts so far leave no small cell; bins lie between them, and their means are rounded.
-    Without patients, or with 1 to k - 1 of a class: nothing.
+    k up to 1: `BINS` bins of equal count (patients with one probability stay together), and every threshold.
+    Else one set of cuts serves both, for each costs what the other could have told: the thresholds in their order, and then
+    the borders of bins of equal count, are taken up if all cuts so far leave no small cell; bins lie between them, and
+    their means are rounded. Without patients, or with 1 to k - 1 of a class: nothing.
     """
     event, p = np.asarray(labels) == 1, np.asarray(probabilities, dtype=np.float64)
     events, n = int(np.count_nonzero(event)), event.size
     if not n or n < k or 0 < events < k or 0 < n - events < k:
         return (), ()
     borders = _equal_borders(p)
-    taken = list(thresholds)
+    taken = sorted(thresholds)
     if k > 1:
         called = _Called.of(event, p, np.broadcast_to(np.asarray(limits, dtype=np.float64), p.shape), k)
         taken = called.grown([], thresholds)

@@ -136,6 +136,10 @@ class Comparisons(Strict):
     """The ICH score of the table; nothing is trained."""
 
 
+DECISION_THRESHOLDS: Final = (0.45, 0.25, 0.65, 0.15, 0.55, 0.35, 0.75, 0.05, 0.85, 0.95)
+"""A coarse grid, from the middle outwards."""
+
+
 class Evaluation(Strict):
     """What is held out, and how the result is measured."""
 
@@ -153,19 +157,10 @@ class Evaluation(Strict):
     """`youden`: each training hospital's Youden threshold, averaged with its patients as weights."""
     small_cells: Annotated[int, Field(ge=0, le=1000)] = 10
     """Counts below this do not leave a hospital, nor figures that tell them; a hospital may ask for more. 0: all do."""
-    decision_thresholds: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=19)] = [
-        0.05,
-        0.15,
-        0.25,
-        0.35,
-        0.45,
-        0.55,
-        0.65,
-        0.75,
-        0.85,
-        0.95,
-    ]
-    """Where the decision curve is computed; a finer grid would be told in fewer places (docs/egress.md)."""
+    decision_thresholds: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=19)] = list(
+        DECISION_THRESHOLDS
+    )
+    """Where the decision curve is computed, the most important first: where few patients allow few, these are told (docs/egress.md)."""
     subgroups: Groupings = []
     """Variables of the table by which patients are also looked at apart."""
     recalibrate: Literal["none", "intercept", "slope"] = "none"
@@ -178,8 +173,8 @@ class Evaluation(Strict):
     def _consistent(self) -> Self:
         if self.test is not None and self.folds is not None:
             raise ValueError("test and folds exclude each other | keep one: a test share, or k-fold by patient")
-        if any(low >= high for low, high in zip(self.decision_thresholds, self.decision_thresholds[1:], strict=False)):
-            raise ValueError("decision_thresholds do not rise | write each once, the smallest first")
+        if len(set(self.decision_thresholds)) < len(self.decision_thresholds):
+            raise ValueError("decision_thresholds names one twice | write each once")
         if len({each.variable for each in self.subgroups}) < len(self.subgroups):
             raise ValueError("subgroups names a variable twice: the two would tell single patients apart | keep one")
         if self.cross_site and self.comparisons.local is None:

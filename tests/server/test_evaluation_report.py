@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -123,9 +124,13 @@ def test_results_without_any_of_it_have_no_such_section(build: Callable[..., Res
 
 
 def test_net_benefit_is_that_of_all_the_patients_counted(study: Results) -> None:
-    rows = table(parse(render(study)), "Net benefit by threshold")
-    loho = study.arms["loho"]
+    whole = table(parse(render(study)), "Net benefit by threshold")
+    assert {cells[1] for cells in whole.values()} == {f"{sum(SIZES.values())}"}
+    loho = study.arms["loho"].model_copy(update={"pooled": None})  # as in a deployment, where nobody sees all patients
+    deployed = study.model_copy(update={"arms": {"loho": loho}})
+    rows = table(parse(render(deployed)), "Net benefit by threshold")
     assert rows
+    assert "Points are not joined, since they are of different hospitals." in texts(parse(render(deployed)))
     for head, cells in rows.items():
         told = [
             (found, one)
@@ -139,6 +144,32 @@ def test_net_benefit_is_that_of_all_the_patients_counted(study: Results) -> None
         assert cells[3] == number("auroc_difference", net_benefit(tp, fp, patients, float(head)))
         for found, one in told:
             assert one.net_benefit == net_benefit(one.true_positives, one.false_positives, found.n, one.threshold)
+
+
+def test_hospitals_counts_add_up_to_all_patients_in_one_place(tmp_path: Path) -> None:
+    """k = 0: what the hospitals tell, summed, is what the simulation finds of all patients together."""
+    settings = small.federation(evaluation={"threshold": 0.5})
+    members = [member(name, size) for name, size in SIZES.items()]
+    members = [replace(each, patients=replace(each.patients, groups={})) for each in members]
+    found = small.study(settings, members, tmp_path)
+    plan = small.Plan(settings, 42)
+    arms = dict(compare(plan, small.sites(plan, members, tmp_path), found))
+    results = assemble(settings, [42], [found], [arms])
+    loho = results.arms["loho"]
+    assert loho.pooled is not None
+    told = group_summaries.decisions(loho.model_copy(update={"pooled": None}))
+    together = group_summaries.decisions(loho)
+    assert len(told) == len(together) == 10
+    for one, whole in zip(told, together, strict=True):
+        assert (one.hospitals, one.patients) == (4, sum(SIZES.values()))
+        assert (one.model, one.everybody) == pytest.approx((whole.model, whole.everybody), abs=1e-12)
+    n = sum(figures.n for figures in loho.hospitals.values())
+    brier = sum(figures.n * (figures.brier.value or 0) for figures in loho.hospitals.values()) / n
+    expected = sum((f.events or 0) / (f.observed_expected.value or 1) for f in loho.hospitals.values())
+    events = sum(figures.events or 0 for figures in loho.hospitals.values())
+    assert (n, events) == (loho.pooled.n, loho.pooled.events)
+    assert brier == pytest.approx(loho.pooled.brier.value, abs=1e-12)
+    assert events / expected == pytest.approx(loho.pooled.observed_expected.value, abs=1e-12)
 
 
 def test_joined_bins_hold_every_patient_and_event(study: Results) -> None:

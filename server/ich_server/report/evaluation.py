@@ -96,13 +96,20 @@ def _in_words(arm: Arm) -> str:
 
 def _decisions(results: Results, main: str) -> Iterator[Section]:
     curves = {main: group_summaries.decisions(results.arms[main])}
-    for name in in_order(results):
+    for name in in_order(results):  # only in simulation: the same patients
         if results.arms[name].reference == main and (curve := group_summaries.decisions(results.arms[name])):
             curves[name] = curve
     own = curves[main]
     if not own:
         return
     columns = ("Threshold", "Hospitals", "Patients", "Treat everybody", *map(arm_label, curves))
+    same = len({one.patients for curve in curves.values() for one in curve}) == 1
+    whose = (
+        "Of the same patients at every threshold."
+        if same
+        else "At each threshold of the hospitals that may tell it, since between it and the next ones k patients with the event must"
+        " lie, or none, and the same without. They are others at another threshold: compare within a line, not along the curve."
+    )
     at = {name: {one.threshold: one for one in curve} for name, curve in curves.items()}
     rows = tuple(
         Row(
@@ -124,15 +131,16 @@ def _decisions(results: Results, main: str) -> Iterator[Section]:
         columns,
         rows,
         "Net benefit: true positives less false positives times threshold / (1 − threshold), per patient (Vickers & Elkin 2006);"
-        " treating nobody has 0. The sum over the hospitals that tell the threshold: its neighbours must leave k patients with"
-        " the event between them, or none, and the same without. Other arms may be told by other hospitals at a threshold.",
+        f" treating nobody has 0. {whose}",
     )
     text = (
         "Whether acting on the model does more good than treating everybody or nobody, for somebody to whom missing an event is"
         " as bad as (1 − threshold) / threshold needless treatments."
     )
     title = f"Decision curve of {', '.join(arm_label(name).lower() for name in curves)}, all hospitals together"
-    caption = "A curve is worth its height above both other lines, at the thresholds that somebody would decide by."
+    caption = "A model is worth its height above treating everybody and nobody, at the thresholds that somebody would decide by."
+    if not same:
+        caption += " Points are not joined, since they are of different hospitals."
     yield Section("decisions", "Decision curve", text, (Picture(plots.decisions(curves, title), caption),), (table,))
 
 

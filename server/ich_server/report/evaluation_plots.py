@@ -57,18 +57,25 @@ def calibration(arm: Arm, joined: Sequence[Observed], title: str) -> Markup:
 
 
 def decisions(curves: Mapping[str, Sequence[Benefit]], title: str) -> Markup:
-    """Net benefit by threshold: the arms (the first is the headline's), treating everybody, and treating nobody."""
+    """Net benefit by threshold: the arms (the first is the headline's), treating everybody, and treating nobody.
+
+    Lines only where all thresholds are of the same patients.
+    """
     width, height, left, bottom = 620, 340, 62, 52
     with canvas(width, height) as figure:
         axes = figure.add_axes(box(left, bottom, width - left - 14, height - bottom - 14, width, height))
         first = next(iter(curves.values()))
+        joined = "-" if len({one.patients for curve in curves.values() for one in curve}) == 1 else ""
         axes.axhline(0, color=MUTED, linewidth=1.2, label="treat nobody")
         axes.plot(
             [one.threshold for one in first],
             [one.everybody for one in first],
             color=MUTED,
             linewidth=1.2,
-            linestyle=(0, (4, 3)),
+            linestyle=(0, (4, 3)) if joined else "",
+            marker="" if joined else "_",
+            markersize=14,
+            markeredgewidth=1.6,
             label="treat everybody",
         )
         for place, (arm, curve) in enumerate(curves.items()):
@@ -78,6 +85,7 @@ def decisions(curves: Mapping[str, Sequence[Benefit]], title: str) -> Markup:
                 color=COLOURS.get(arm, BLUE),
                 marker=MARKERS.get(arm, "o"),
                 markersize=5,
+                linestyle=joined,
                 linewidth=2.2 if place == 0 else 1.3,
                 label=arm_label(arm),
                 zorder=3 - place * 0.1,
@@ -163,7 +171,8 @@ def _subgroup_row(axes: Axes, y: int, one: str | AcrossSubgroup) -> None:
 def matrix(found: Mapping[str, Mapping[str, Figure]], names: Sequence[str], title: str) -> Markup:
     """AUROC of each hospital's own model (row) at every hospital (column), as colours."""
     cell = 13 if len(names) > 24 else 20
-    left, bottom, right, top = 150, 20, 96, 130
+    longest = max(len(short(name, 22)) for name in names)
+    left, bottom, right, top = 40 + 5.5 * longest, 20, 96, 44 + 5.5 * longest
     side = cell * len(names)
     width, height = left + side + right, top + side + bottom
     with canvas(width, height) as figure:
