@@ -179,6 +179,17 @@ def test_thresholds_that_differ_between_patients_are_judged_too(seed: int) -> No
     assert bins
 
 
+def test_a_few_whom_the_threshold_tells_of_are_not_looked_for_further() -> None:
+    """Recall tells of three events below 0.4. That nobody with the event lies below 0.25 would say where the three are."""
+    y = np.repeat([1, 1, 0, 0], [3, 40, 30, 30])
+    p = np.repeat([0.35, 0.8, 0.1, 0.6], [3, 40, 30, 30])
+    bins, curve = groups(y, p, 0.4, [0.25], K)
+    assert curve == ()
+    assert bins == (Bin(103, 43, round(float(p.mean()), 3)),)
+    more = groups(np.append(y, [1] * 7), np.append(p, [0.35] * 7), 0.4, [0.25], K)[1]
+    assert more == (Decision(0.25, 50, 30),), "ten are no few"
+
+
 def test_a_mean_does_not_tell_by_its_digits_whom_it_is_the_mean_of() -> None:
     """Three yes-or-no predictors give eight probabilities. Their sum to 17 digits says how often each occurs; to 3 it does not."""
     generator = np.random.default_rng(0)

@@ -187,6 +187,19 @@ def test_a_fold_is_recalibrated_by_the_patient_weighted_mean_of_its_hospitals_li
     assert answer.metrics["brier"][0] == pytest.approx(np.mean((p - members[1].patients.labels) ** 2), abs=1e-6)
 
 
+def test_a_threshold_is_chosen_after_the_recalibration(tmp_path: Path) -> None:
+    """With `choose_round: best` thresholds come with the validation losses, before the line is known: they are asked anew.
+
+    The last round is the best of every fold here, so both ways end with the same model.
+    """
+    ways = {}
+    for way in ("last", "best"):
+        evaluation = {"validation": 0.25, "recalibrate": "slope", "choose_round": way}
+        ways[way] = small.study(small.federation(evaluation=evaluation), small.hospitals(), tmp_path / way)
+    assert ways["best"].rows["weights"].tobytes() == ways["last"].rows["weights"].tobytes()
+    assert ways["best"].thresholds == ways["last"].thresholds
+
+
 def test_a_resumed_study_is_recalibrated_once(tmp_path: Path) -> None:
     settings = small.federation(evaluation={"recalibrate": "slope"})
     whole = small.study(settings, small.hospitals(), tmp_path)
