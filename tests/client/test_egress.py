@@ -478,14 +478,24 @@ def test_no_identifier_and_no_patients_value_crosses_the_wire(tmp_path: Path, mo
     monkeypatch.setattr(InProcessGrid, "_through_the_wire", captured)
     members = [
         replace(
-            one, patients=replace(one.patients, ids=tuple(f"CANARY-{one.name}-{n}" for n in range(len(one.patients))))
+            one,
+            patients=replace(
+                one.patients,
+                ids=tuple(f"CANARY-{one.name}-{n}" for n in range(len(one.patients))),
+                groups={"c": np.nan_to_num(one.patients.table[:, 2] > 1).astype(np.int64)},
+            ),
         )
         for one in small.hospitals()
     ]
-    small.study(small.federation(evaluation={"folds": 2}), members, tmp_path, serialise=True)
+    study = small.federation(
+        evaluation={"folds": 2, "recalibrate": "slope", "subgroups": [{"variable": "c", "cut": [1]}]}
+    )
+    small.study(study, members, tmp_path, serialise=True)
     everything = b"".join(crossed)
     assert len(everything) > 20_000
     assert b"without:east" in everything, "it is the study's bytes that were looked at"
+    assert b'"lines":[[' in everything
+    assert b'"< 1":{"patients":' in everything
     assert b"CANARY" not in everything
     for member in members:
         for value in member.patients.table[~np.isnan(member.patients.table)]:

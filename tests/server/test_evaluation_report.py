@@ -19,10 +19,11 @@ from ich_deploy.arms import compare, cross_site
 from ich_models.batch import Patients
 from ich_models.curves import net_benefit
 from ich_server import group_summaries
+from ich_server.meta_analysis import random_effects
 from ich_server.report import evaluation_plots as plots
 from ich_server.report.page import render
-from ich_server.results import Results, assemble, read, write
-from ich_server.summary import number
+from ich_server.results import Arm, Figure, Results, answered, assemble, read, write
+from ich_server.summary import number, pooled
 
 HTML = "{http://www.w3.org/1999/xhtml}"
 RECIPE = {"epochs": 2, "batch": 16, "optimizer": small.SGD}
@@ -243,6 +244,61 @@ def test_drift_and_recalibration_are_the_studys(study: Results) -> None:
 def test_cells_are_darker_for_better_models(value: float | None, style: str) -> None:
     assert plots.shade(value).startswith(style)
     assert bool(plots.shade(value)) is bool(style)
+
+
+# --- borders ----------------------------------------------------------------------------------------------------------
+
+
+def of(members: list[Hospital], folder: Path, **evaluation: Any) -> Results:
+    """A plain study with k = 10, as a deployment would report it."""
+    settings = small.federation(evaluation={"small_cells": 10, **evaluation})
+    found = small.study(settings, members, folder)
+    return assemble(settings, [42], [found], [answered(found)])
+
+
+def plain(name: str, size: int, **labels: Any) -> Hospital:
+    one = member(name, size)
+    return replace(one, patients=replace(one.patients, groups={}, **labels))
+
+
+def test_one_hospital_alone_has_a_report(tmp_path: Path) -> None:
+    results = of([plain("north", 240)], tmp_path, leave_one_hospital_out=False, test=0.4)
+    page = texts(parse(render(results)))
+    assert "rests on 1 hospital: under 6" in page
+    assert "needs 4 hospitals, has 1" in page
+    assert results.arms["federated"].hospitals["north"].bins
+
+
+def test_one_class_and_few_events_leave_gaps_and_no_summary_of_them(tmp_path: Path) -> None:
+    """East has three events (withheld), west none (told: it points at nobody), the others a summary of two."""
+    few, none = np.zeros(150, np.int64), np.zeros(120, np.int64)
+    few[:3] = 1
+    members = [
+        plain("east", 150, labels=few),
+        plain("north", 240),
+        plain("south", 180),
+        plain("west", 120, labels=none),
+    ]
+    results = of(members, tmp_path)
+    loho = results.arms["loho"].hospitals
+    assert (loho["east"].events, loho["east"].bins, loho["east"].decisions) == (None, [], [])
+    assert loho["west"].events == 0
+    assert loho["west"].auroc.value is None
+    assert loho["west"].observed_expected.value == 0
+    assert all(one.events == 0 for one in loho["west"].bins[0])
+    page = texts(parse(render(results)))
+    assert "rests on 2 hospitals: under 6" in page
+    assert "AUROC not estimable (a single class, or not in every seed): east, west." in page
+    assert pooled(results.arms["loho"], "observed_expected").not_estimable == ("east",)
+
+
+def test_hospitals_that_all_say_the_same_have_no_spread() -> None:
+    """Zero variance between hospitals, and a difference that does not vary."""
+    same = random_effects([0.1] * 5, [0.04] * 5)
+    assert (same.tau, same.i2, same.low, same.high) == (0, 0, pytest.approx(0.1), pytest.approx(0.1))
+    figure = Figure(value=0.0, low=None, high=None, per_seed=[0.0])
+    still = Arm(description="", hospitals={}, pooled=None, reference="loho", differences={"a": figure, "b": figure})
+    assert group_summaries.differences(still) is None
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -263,9 +263,9 @@ def _cross_site(results: Results) -> Iterator[Section]:
         Row(
             name,
             (
-                _auroc(found[name][name].value),
+                Cell(number("auroc", found[name][name].value)),
                 *(
-                    (_auroc(s.median), _auroc(s.minimum), _auroc(s.maximum))
+                    tuple(Cell(number("auroc", v)) for v in (s.median, s.minimum, s.maximum))
                     if (s := spread(away[name]))
                     else (Cell(NOTHING),) * 3
                 ),
