@@ -242,7 +242,7 @@ def _sent(plan: Plan) -> list[Sent]:
     if evaluation.recalibrate != "none":
         line = "intercept" if evaluation.recalibrate == "intercept" else "intercept and slope"
         sent.append(
-            Sent("after training", f"per model that trained here: the {line} that would make its log-odds right here")
+            Sent("recalibration", f"per model that trained here: the {line} that would make its log-odds right here")
         )
     sent.append(Sent("evaluation", _figures(plan.federation)))
     sent.append(Sent("if it cannot", f"a code in place of the reply, without a text: {', '.join(Code)}"))
