@@ -22,10 +22,14 @@ import ich_server.cli
 from ich_models.errors import ConfigurationError
 from ich_models.protocol import (
     Answer,
+    CalibrationBin,
+    DecisionPoint,
     EvaluateReply,
     PartStatistics,
+    RecalibrationReply,
     Refusal,
     StatisticsReply,
+    SubgroupAnswer,
     ThresholdReply,
     TrainReply,
     TypeAnswer,
@@ -33,7 +37,10 @@ from ich_models.protocol import (
 
 SCRIPTS = {"ich-client": ich_client.cli.app, "ich-server": ich_server.cli.app, "ich-simulate": ich_deploy.cli.app}
 
-REPLIES = (StatisticsReply, PartStatistics, TrainReply, ThresholdReply, EvaluateReply, Answer, TypeAnswer, Refusal)
+REPLIES = (
+    *(StatisticsReply, PartStatistics, TrainReply, RecalibrationReply, ThresholdReply, EvaluateReply, Answer),
+    *(TypeAnswer, CalibrationBin, DecisionPoint, SubgroupAnswer, Refusal),
+)
 
 FEDERATION = """\
 name: small
@@ -322,8 +329,12 @@ def test_nothing_is_sent_that_check_does_not_tell_of() -> None:
         "TrainReply": "hospital patients losses validation_losses seen",
         "ThresholdReply": "hospital thresholds validation_losses",
         "EvaluateReply": "hospital answers",
-        "Answer": "arm patients events metrics types",
+        "Answer": "arm patients events metrics types bins decisions subgroups",
         "TypeAnswer": "slices patients",
+        "CalibrationBin": "patients events mean",
+        "DecisionPoint": "threshold true_positives false_positives",
+        "SubgroupAnswer": "patients events metrics",
+        "RecalibrationReply": "hospital lines",
         "Refusal": "code",
     }
 
@@ -332,6 +343,11 @@ def test_nothing_is_sent_that_check_does_not_tell_of() -> None:
     ("old", "new", "when", "what"),
     [
         ("small_cells: 12", "threshold: 0.5", "after training", None),
+        ("small_cells: 12", "threshold: 0.5", "recalibration", None),
+        ("small_cells: 12", "recalibrate: slope", "recalibration", "the intercept and slope that would make"),
+        ("small_cells: 12", "subgroups: [site]", "evaluation", "patients, events and 5 metrics by site (auroc, brier"),
+        ("small_cells: 12", "small_cells: 12", "evaluation", "true and false positives at 10 thresholds at most"),
+        ("small_cells: 12", "decision_thresholds: []", "evaluation", "in groups of patients by predicted probability"),
         ("small_cells: 12", "validation: 0.5, choose_round: best", "each round", "validation loss"),
         ("folds: 2", "test: 0.5", "evaluation", "for the model of all hospitals"),
         ("folds: 2", "leave_one_hospital_out: true", "before round 1", "of the training patients"),

@@ -24,6 +24,7 @@ from ich_models.protocol import (
     EvaluateTask,
     MalformedError,
     ModelTask,
+    RecalibrationTask,
     Refusal,
     Rows,
     StatisticsTask,
@@ -69,6 +70,10 @@ def build_app(site_of: SiteOf, guard: Guard = OPEN) -> ClientApp:
     @app.evaluate("threshold")
     def thresholds(message: Message, context: Context) -> Message:
         return _answer(message, context, site_of, guard, ThresholdTask, work.thresholds)
+
+    @app.evaluate("recalibration")
+    def recalibration(message: Message, context: Context) -> Message:
+        return _answer(message, context, site_of, guard, RecalibrationTask, work.recalibration)
 
     @app.evaluate("test")
     def evaluate(message: Message, context: Context) -> Message:

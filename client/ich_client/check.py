@@ -21,7 +21,7 @@ from ich_models import clinical
 from ich_models.errors import Code, ConfigurationError, DataError, Problem
 from ich_models.federation import Federation, load_federation
 from ich_models.folds import folds_of
-from ich_models.metrics import METRICS, TYPE_METRICS
+from ich_models.metrics import METRICS, SUBGROUP_METRICS, TYPE_METRICS
 from ich_models.networks.constants import MEAN, WITH
 from ich_models.slice_metrics import having as patients_of
 from ich_models.variables import MISSING, Variable
@@ -239,6 +239,11 @@ def _sent(plan: Plan) -> list[Sent]:
             "the threshold" if plan.federation.task.kind == "binary" else "the threshold of each type of haemorrhage"
         )
         sent.append(Sent("after training", f"per model that trained here: {chosen} chosen here{validation}"))
+    if evaluation.recalibrate != "none":
+        line = "intercept" if evaluation.recalibrate == "intercept" else "intercept and slope"
+        sent.append(
+            Sent("recalibration", f"per model that trained here: the {line} that would make its log-odds right here")
+        )
     sent.append(Sent("evaluation", _figures(plan.federation)))
     sent.append(Sent("if it cannot", f"a code in place of the reply, without a text: {', '.join(Code)}"))
     return sent
@@ -285,6 +290,13 @@ def _figures(federation: Federation) -> str:
             "patients, events, and for each type of haemorrhage slices and patients with a label, those with the type and"
             f" {len(TYPE_METRICS)} metrics with 95 % intervals ({', '.join(TYPE_METRICS)})"
         )
+    else:
+        each += "; counts and mean probability in groups of patients by predicted probability"
+        if evaluation.decision_thresholds:
+            each += f"; true and false positives at {len(evaluation.decision_thresholds)} thresholds at most"
+        if federation.subgroups:
+            names = ", ".join(federation.subgroups)
+            each += f"; patients, events and {len(SUBGROUP_METRICS)} metrics by {names} ({', '.join(SUBGROUP_METRICS)})"
     return f"for {' and for '.join(tested)}: {each}"
 
 

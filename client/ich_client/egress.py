@@ -5,6 +5,7 @@ withheld, and so is every figure that it could be computed from. k = 0 withholds
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +26,7 @@ from ich_models.protocol import (
     EvaluateReply,
     ModelReply,
     PartStatistics,
+    RecalibrationReply,
     Rows,
     StatisticsReply,
     Task,
@@ -234,8 +236,17 @@ def _thresholds(site: Site, reply: ThresholdReply) -> ThresholdReply:
     )
 
 
+def _recalibration(site: Site, reply: RecalibrationReply) -> RecalibrationReply:
+    """A line is fitted to k patients of each class, or withheld."""
+    roles = site.split(0)
+    rows = roles.validation if len(roles.validation) else roles.train
+    labels, k = site.hospital.patients.labels[rows], site.small_cells
+    few = len(labels) < k or few_of_a_class(labels, k)
+    return reply.model_copy(update={"lines": [None] * len(reply.lines)}) if few else reply
+
+
 def _evaluation(site: Site, reply: EvaluateReply) -> EvaluateReply:
-    return reply.model_copy(update={"answers": [_answer(answer, site.small_cells) for answer in reply.answers]})
+    return reply.model_copy(update={"answers": [_answer(site, answer) for answer in reply.answers]})
 
 
 def few_have(patients: int, having: int, k: int) -> bool:
@@ -249,19 +260,48 @@ def _type_answer(answer: TypeAnswer, k: int) -> TypeAnswer:
     return TypeAnswer(slices=answer.slices.withheld(), patients=answer.patients.withheld())
 
 
-def _answer(answer: Answer, k: int) -> Answer:
-    events = answer.events or 0
+def _answer(site: Site, answer: Answer) -> Answer:
+    k, events = site.small_cells, answer.events or 0
     types = {kind: _type_answer(one, k) for kind, one in answer.types.items()}
     answer = answer.model_copy(update={"types": types})
     if answer.patients >= k and not _small(events, k) and not _small(answer.patients - events, k):
-        return answer
-    return answer.model_copy(update={"events": None, "metrics": dict.fromkeys(METRICS, (None, None, None))})
+        return _grouped(site, answer, k)
+    nothing = {"metrics": dict.fromkeys(METRICS, (None, None, None)), "bins": [], "decisions": [], "subgroups": {}}
+    return answer.model_copy(update={"events": None, **nothing})
+
+
+def _grouped(site: Site, answer: Answer, k: int) -> Answer:
+    """Bins, curve and subgroups were made by the rule (`curves.groups`, `subgroups.hidden`), and are held to it here again.
+
+    Raises RefusedError(EGRESS) for groups, or a name, that the rule and the study do not let out.
+    """
+    federation, others = site.plan.federation, answer.patients - (answer.events or 0)
+    cells = [count for one in answer.bins for count in (one.events, one.patients - one.events)]
+    for counts, whole in (
+        ([one.true_positives for one in answer.decisions], answer.events or 0),
+        ([one.false_positives for one in answer.decisions], others),
+    ):
+        cells += [more - fewer for more, fewer in pairwise([whole, *counts, 0])]
+    for levels in answer.subgroups.values():
+        told = [(one.patients, one.events or 0) for one in levels.values() if one.patients is not None]
+        patients = answer.patients - sum(n for n, _ in told)
+        events = (answer.events or 0) - sum(having for _, having in told)
+        for n, having in (*told, (patients, events)):
+            cells += [n, having, n - having]
+    named = {variable: tuple(levels) for variable, levels in answer.subgroups.items()}
+    agreed = {one.threshold for one in answer.decisions} <= set(federation.evaluation.decision_thresholds)
+    if not agreed or named not in ({}, federation.subgroups):
+        raise RefusedError(Code.EGRESS, f"thresholds or subgroups that the study does not have: {named}")
+    if any(_small(cell, k) for cell in cells):
+        raise RefusedError(Code.EGRESS, "bins, a decision curve or subgroups that point at a few")
+    return answer
 
 
 _RULES: Final[Mapping[type[Strict], Callable[[Site, Any], Strict]]] = {
     StatisticsReply: _statistics,
     TrainReply: _training,
     ThresholdReply: _thresholds,
+    RecalibrationReply: _recalibration,
     EvaluateReply: _evaluation,
     ModelReply: lambda site, reply: reply,
 }

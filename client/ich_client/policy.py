@@ -1,10 +1,13 @@
 """What the hospital has agreed to: approvals by hash, hours, studies, and how often the same may be asked."""
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from ich_client import audit
 from ich_client.guard import Guard
@@ -12,12 +15,23 @@ from ich_client.hospital import Limits
 from ich_client.site import Site
 from ich_client.tasks import RefusedError
 from ich_models import hash_chain
+from ich_models.batch import Patients
 from ich_models.errors import Code
+from ich_models.files import read_json, write_json
 from ich_models.folds import WITHOUT
-from ich_models.protocol import PACKAGE, PROTOCOL, EvaluateTask, Rows, Task, ThresholdTask, TrainTask
+from ich_models.protocol import (
+    PACKAGE,
+    PROTOCOL,
+    EvaluateTask,
+    RecalibrationTask,
+    Rows,
+    Task,
+    ThresholdTask,
+    TrainTask,
+)
 from ich_models.strict import Strict
 
-COUNTED: Final = (TrainTask, ThresholdTask, EvaluateTask)
+COUNTED: Final = (TrainTask, RecalibrationTask, ThresholdTask, EvaluateTask)
 """Tasks whose answer depends on what the server sends with them: asked again and again, they would be a probe."""
 
 
@@ -37,11 +51,49 @@ def withdraw(path: Path, federation: str) -> None:
 
 def approved(path: Path, federation: str) -> bool:
     """Whether the last word on this study is an approval, of this version. Raises DataError if the log was changed."""
-    last: Mapping[str, Any] = {}
+    entry = _last_word(path, federation)
+    last = entry.content if entry else {}
+    return (last.get("event"), last.get("package"), last.get("protocol")) == ("approve", PACKAGE, PROTOCOL)
+
+
+def _last_word(path: Path, federation: str) -> hash_chain.Entry | None:
+    """The newest entry about a study. Raises DataError if the log was changed."""
+    last = None
     for entry in hash_chain.read(path):
         if entry.content.get("federation") == federation:
-            last = entry.content
-    return (last.get("event"), last.get("package"), last.get("protocol")) == ("approve", PACKAGE, PROTOCOL)
+            last = entry
+    return last
+
+
+# --- the same patients from the first answer to the last --------------------------------------------------------------
+
+
+def check_unchanged(folder: Path, site: Site) -> None:
+    """Raise RefusedError(DATA) if the patients are not those that this study was first answered about since its approval.
+
+    Exact answers about the patients before and after one was added differ by that one. Whoever approves the study again
+    agrees to that: its patients then are what later answers must be about. `folder`: where the fingerprint is kept.
+    """
+    path, approval = folder / "patients.json", _last_word(folder / "approvals.jsonl", site.plan.hash)
+    known: dict[str, Any] = read_json(path) if path.exists() else {}
+    now = {"patients": _fingerprint(site.hospital.patients), "approval": approval.hash if approval else ""}
+    then = known.get(site.plan.hash)
+    if then is not None and then["approval"] == now["approval"] and then["patients"] != now["patients"]:
+        raise RefusedError(
+            Code.DATA,
+            "the table has changed since this study began here, and two answers would tell of the patients that came or went:"
+            " bring it back as it was, or agree to that by ich-client approve",
+        )
+    if then != now:
+        write_json(path, {**known, site.plan.hash: now})
+
+
+def _fingerprint(patients: Patients) -> str:
+    """SHA-256 of identifiers, table, outcomes and subgroups; it stays here."""
+    content = hashlib.sha256("\n".join(patients.ids).encode())
+    for array in (patients.table, patients.labels, *(level for _, level in sorted(patients.groups.items()))):
+        content.update(np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()
 
 
 # --- the guard --------------------------------------------------------------------------------------------------------
@@ -74,6 +126,7 @@ def guard(folder: Path) -> Guard:
             raise RefusedError(Code.POLICY, f"asked to train outside limits.hours ({limits.hours})")
         if isinstance(task, EvaluateTask) and not limits.send_metrics:
             raise RefusedError(Code.POLICY, "asked for metrics, and limits.send_metrics is false")
+        check_unchanged(folder, site)
         asked = _questions({"task": type(task).__name__, **task.model_dump(mode="json")})
         named = known[site.plan.hash, site.plan.seed] | {one[-1] for one in asked}
         if len([name for name in named if name.startswith(WITHOUT)]) > limits.hospitals:

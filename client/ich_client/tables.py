@@ -20,7 +20,7 @@ from ich_client.report_writer import Slices
 from ich_client.sheets import Sheet, likely
 from ich_client.splits import too_few
 from ich_client.texts import TextSummary
-from ich_models import clinical
+from ich_models import clinical, subgroups
 from ich_models.batch import Patients
 from ich_models.clinical import Value
 from ich_models.errors import DataError, Exclusion, Problem
@@ -264,7 +264,8 @@ def _unmapped(document: Document[HospitalConfig], federation: Federation, sheet:
     missing = [name for name in federation.needed if name not in mapped]
     problems = []
     for name in missing:
-        use = "its text's template" if name in federation.spoken else "the outcome"
+        use = "its subgroups" if name in federation.grouped else "the outcome"
+        use = "its text's template" if name in federation.spoken else use
         use = "a predictor" if name in federation.predictors else use
         same = [column for column in (sheet.header if sheet else ()) if column.casefold() == name.casefold()]
         hint = f"add {name}: {{from: {same[0] if same else 'COLUMN'}}}"
@@ -384,7 +385,13 @@ def _hospitals(
             continue
         chosen = {name: [columns[name][row] for row in kept] for name in {**federation.predictors, **federation.spoken}}
         encoded = clinical.encode(chosen, federation.modalities.table)
-        patients = Patients(tuple(ids[row] for row in kept), encoded, labels)
+        groups = {
+            each.variable: subgroups.members(
+                each, federation.grouped[each.variable], [columns[each.variable][row] for row in kept]
+            )
+            for each in federation.evaluation.subgroups
+        }
+        patients = Patients(tuple(ids[row] for row in kept), encoded, labels, groups=groups)
         warnings += _predictor_warnings(part.name, chosen, patients, document, federation)
         warnings += _unknown_mappings(document, federation)
         summary = None

@@ -12,6 +12,7 @@ from ich_models.protocol import (
     WEIGHTS,
     EvaluateTask,
     ModelTask,
+    RecalibrationTask,
     Rows,
     StatisticsTask,
     Task,
@@ -44,6 +45,10 @@ def check(plan: Plan, me: str, task: Task, rows: Rows) -> None:
         _require(task.final == (task.round == rounds), f"round {task.round} of {rounds} called final: {task.final}")
         _learning(plan, me, task.folds)
         _blocks(plan, task.folds, rows, _sent(plan))
+    elif isinstance(task, RecalibrationTask):
+        _require(evaluation.recalibrate != "none", "a recalibration that the study does not do")
+        _learning(plan, me, task.folds)
+        _blocks(plan, task.folds, rows, _trained(plan))
     elif isinstance(task, ThresholdTask):
         asked = evaluation.threshold == "youden" or evaluation.choose_round == "best"
         _require(asked, "a threshold that the study does not choose")

@@ -1,6 +1,7 @@
 """What a hospital does when asked: statistics, training, thresholds, evaluation; a task in, a reply out."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -11,15 +12,18 @@ from ich_client import disagreements, models
 from ich_client.site import Site
 from ich_client.tasks import RefusedError
 from ich_client.train import Direction, fit
+from ich_models import curves, subgroups
 from ich_models.batch import Batch, Patients
 from ich_models.errors import Code
 from ich_models.folds import ALL, Fold, parse
 from ich_models.losses import plain
+from ich_models.metrics import Evaluation as Figures
 from ich_models.metrics import evaluate as measure
-from ich_models.metrics import youden_threshold
+from ich_models.metrics import evaluate_subgroup, youden_threshold
 from ich_models.networks.staged import enter
 from ich_models.protocol import (
     CONSTANTS,
+    LARGEST_COEFFICIENT,
     LARGEST_LOSS,
     LOCAL,
     WEIGHTS,
@@ -29,6 +33,8 @@ from ich_models.protocol import (
     ModelReply,
     ModelTask,
     PartStatistics,
+    RecalibrationReply,
+    RecalibrationTask,
     Rows,
     StatisticsReply,
     StatisticsTask,
@@ -39,6 +45,7 @@ from ich_models.protocol import (
     rows_hash,
     select,
 )
+from ich_models.recalibration import fit as fit_line
 from ich_models.slice_metrics import evaluate_slices, slice_thresholds
 from ich_models.stack import Stack, stackable
 from ich_strategies.plan import Plan
@@ -264,6 +271,19 @@ def _losses(column: Array) -> list[float | None]:
 # --- thresholds and evaluation ----------------------------------------------------------------------------------------
 
 
+def recalibration(site: Site, task: RecalibrationTask, rows: Rows) -> tuple[RecalibrationReply, Rows]:
+    """Per fold the line that would make its log-odds right for this hospital's validation patients, or else training patients."""
+    kind = site.plan.federation.evaluation.recalibrate
+    lines: list[tuple[float, float] | None] = []
+    for fold, own in zip(map(parse, task.folds), personal(site, task.folds, rows), strict=True):
+        split = site.split(fold.part or 0)
+        chosen = site.hospital.patients.take(split.validation if len(split.validation) else split.train)
+        line = fit_line(chosen.labels, predict(site.plan, own, chosen, site.device)[0], kind)
+        believable = line is not None and max(map(abs, line)) <= LARGEST_COEFFICIENT
+        lines.append(line if believable else None)
+    return RecalibrationReply(hospital=site.hospital.name, lines=lines), {}
+
+
 def thresholds(site: Site, task: ThresholdTask, rows: Rows) -> tuple[ThresholdReply, Rows]:
     """Per fold the Youden threshold on this hospital's validation patients, or training patients if it has none."""
     found: list[float | None] = []
@@ -303,8 +323,37 @@ def evaluate(site: Site, task: EvaluateTask, rows: Rows) -> tuple[EvaluateReply,
             found = evaluate_slices(len(labels), int(labels.sum()), everyone.targets, scores, limits, seed=seed)
         else:
             found = measure(labels, scores, limits[:, 0], seed=seed)
+            found = in_groups(site, np.concatenate(tested), found, scores, limits[:, 0])
         answers.append(Answer.of(question.arm, found))
     return EvaluateReply(hospital=site.hospital.name, answers=answers), {}
+
+
+def in_groups(site: Site, tested: NDArray[np.int64], found: Figures, scores: Array, limits: Array) -> Figures:
+    """An evaluation with its calibration bins, decision curve and subgroups, as far as they may be told.
+
+    `tested`: row numbers (N,) of this hospital's patients; `scores`, `limits`: (N,) their probabilities and thresholds.
+    """
+    evaluation, k = site.plan.federation.evaluation, site.small_cells
+    patients = site.hospital.patients
+    labels = patients.labels[tested]
+    bins, decisions = curves.groups(labels, scores, limits, evaluation.decision_thresholds, k)
+    if not bins:  # too few for any of it
+        return found
+    there = np.isin(np.arange(len(patients)), tested)
+    taught = np.isin(np.arange(len(patients)), site.split(0).train)
+    own = {name: level[tested] for name, level in patients.groups.items()}
+    divided = {name: subgroups.divided(level, (there, taught), k) for name, level in patients.groups.items()}
+    kept = subgroups.hidden(own, labels == 1, k, divided)
+    by_level = {
+        name: {
+            level: None
+            if place in kept[name]
+            else evaluate_subgroup(labels[own[name] == place], scores[own[name] == place])
+            for place, level in enumerate(site.plan.federation.subgroups[name])
+        }
+        for name in own
+    }
+    return replace(found, bins=bins, decisions=decisions, subgroups=by_level)
 
 
 # --- the model that is handed over ------------------------------------------------------------------------------------

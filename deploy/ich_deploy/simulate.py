@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -16,18 +16,19 @@ from ich_client.app import build_app
 from ich_client.site import Site
 from ich_client.tables import Hospital
 from ich_deploy import source
-from ich_deploy.arms import compare
+from ich_deploy.arms import compare, cross_site
 from ich_deploy.grid import InProcessGrid, run_on_flower
 from ich_deploy.pictures import pictures
 from ich_deploy.source import Source
 from ich_models.errors import RunError
 from ich_models.files import read_json, write_json
 from ich_models.folds import ALL
+from ich_models.metrics import Estimate
 from ich_models.protocol import Answer, rows_hash
 from ich_server import results
 from ich_server.handover import thresholds
 from ich_server.report.page import write_report
-from ich_server.results import ArmFound
+from ich_server.results import ArmFound, Matrix
 from ich_server.study import RoundReport, StudyResult, run_study
 from ich_strategies.plan import Plan
 
@@ -64,13 +65,16 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
     federation, hospitals = source.load(origin)
     studies: list[StudyResult] = []
     found: list[dict[str, ArmFound]] = []
+    matrices: list[Matrix] = []
     for seed in seeds:
         plan = Plan(federation.value, seed, _weights(hospitals))
         folder = out / "seeds" / f"seed-{seed}"
         studies.append(_study(origin, plan, out, folder, options, watch))
         _keep_model(plan, studies[-1], out / "model" / f"seed-{seed}")
-        found.append(_arms(plan, _sites(origin, seed, out), studies[-1], folder / "arms.json", options, watch))
-    whole = results.assemble(federation.value, seeds, studies, found)
+        arms, matrix = _arms(plan, _sites(origin, seed, out), studies[-1], folder / "arms.json", options, watch)
+        found.append(arms)
+        matrices += [matrix] if matrix else []
+    whole = results.assemble(federation.value, seeds, studies, found, matrices)
     results.write(whole, out)
     photos = pictures(_sites(origin, seeds[0], out), studies[0], origin.federation)
     write_report(whole, out / "report.html", photos)
@@ -130,13 +134,14 @@ def _keep_model(plan: Plan, study: StudyResult, folder: Path) -> None:
 
 def _arms(
     plan: Plan, sites: Sequence[Site], study: StudyResult, path: Path, options: Options, watch: Watch
-) -> dict[str, ArmFound]:
-    """Every arm's evaluations, kept in `path` so that a resumed run need not train them again."""
+) -> tuple[dict[str, ArmFound], Matrix]:
+    """Every arm's evaluations and the cross-site matrix, kept in `path` so that a resumed run need not train them again."""
     about = {"federation": plan.hash, "seed": plan.seed, "data": {site.hospital.name: _digest(site) for site in sites}}
     if options.resume and path.exists():
         return _kept_arms(path, about)
     found: dict[str, ArmFound] = {}
-    for arm, whole in compare(plan, {site.hospital.name: site for site in sites}, study):
+    by_name = {site.hospital.name: site for site in sites}
+    for arm, whole in compare(plan, by_name, study):
         found[arm] = whole
         watch.arm_done(plan.seed, arm)
     arms = {
@@ -145,14 +150,22 @@ def _arms(
                 name: Answer.of(arm, evaluation).model_dump() for name, evaluation in whole.hospitals.items()
             },
             "pooled": Answer.of(arm, whole.pooled).model_dump() if whole.pooled else None,
+            "reference": whole.reference,
+            "differences": {name: astuple(one) for name, one in whole.differences.items()},
         }
         for arm, whole in found.items()
     }
-    write_json(path, {**about, "arms": arms})
-    return found
+    matrix: Matrix = {}
+    evaluation = plan.federation.evaluation
+    if evaluation.cross_site and evaluation.comparisons.local:
+        matrix = cross_site(plan, by_name, evaluation.comparisons.local, found["local"])
+        watch.arm_done(plan.seed, "cross-site matrix")
+    told = {trained: {tested: astuple(one) for tested, one in row.items()} for trained, row in matrix.items()}
+    write_json(path, {**about, "arms": arms, "cross_site": told})
+    return found, matrix
 
 
-def _kept_arms(path: Path, about: Mapping[str, Any]) -> dict[str, ArmFound]:
+def _kept_arms(path: Path, about: Mapping[str, Any]) -> tuple[dict[str, ArmFound], Matrix]:
     """What an earlier run found of the same study on the same data. Raises RunError if it was another."""
     again = "start the study anew, without --resume"
     try:
@@ -160,13 +173,17 @@ def _kept_arms(path: Path, about: Mapping[str, Any]) -> dict[str, ArmFound]:
         changed = [name for name, value in about.items() if kept[name] != value]
         if changed:
             raise RunError(f"an earlier run had another {' and '.join(changed)}", where=str(path), hint=again)
-        return {
+        arms = {
             arm: ArmFound(
                 {name: Answer.model_validate(answer).evaluation() for name, answer in one["hospitals"].items()},
                 Answer.model_validate(one["pooled"]).evaluation() if one["pooled"] else None,
+                one["reference"],
+                {name: Estimate(*three) for name, three in one["differences"].items()},
             )
             for arm, one in kept["arms"].items()
         }
+        rows = kept["cross_site"].items()
+        return arms, {trained: {tested: Estimate(*three) for tested, three in row.items()} for trained, row in rows}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"the file cannot be read ({type(error).__name__})", where=str(path), hint=again) from error
 

@@ -4,8 +4,9 @@ Model: effect_i ~ N(mu, variance_i + tau^2), the variances taken as known. tau^2
 (Viechtbauer, J Educ Behav Stat 2005); mu by the weights w_i = 1 / (variance_i + tau^2).
 """
 
-from dataclasses import dataclass
-from math import sqrt
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import exp, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,31 @@ def random_effects(effects: npt.ArrayLike, variances: npt.ArrayLike) -> Summary:
     return Summary(k, mean, mean - half, mean + half, sqrt(tau2), i2, mean - reach, mean + reach)
 
 
+def summarise_ratio(values: npt.ArrayLike, variances: npt.ArrayLike) -> Summary:
+    """Pool ratios (O/E) with the variances of their logarithms, both of shape (hospitals,): `random_effects` of the logarithms.
+
+    estimate, low, high and the prediction interval come back as ratios; tau and i2 stay on the log scale. Raises
+    ValueError as `random_effects` does, and for a ratio that is not positive.
+    """
+    ratios = np.asarray(values, dtype=np.float64)
+    if not np.all(ratios > 0):
+        raise ValueError("a ratio must be positive to be pooled on the log scale")
+    return _back(random_effects(np.log(ratios), variances), exp)
+
+
+def _back(pooled: Summary, scale: Callable[[float], float]) -> Summary:
+    """A summary of transformed numbers with its mean and its intervals on their own scale."""
+    low, high = pooled.prediction_low, pooled.prediction_high
+    return replace(
+        pooled,
+        estimate=scale(pooled.estimate),
+        low=scale(pooled.low),
+        high=scale(pooled.high),
+        prediction_low=None if low is None else scale(low),
+        prediction_high=None if high is None else scale(high),
+    )
+
+
 def summarise_auroc(values: npt.ArrayLike, variances: npt.ArrayLike) -> Summary:
     """Pool AUROCs with their variances (DeLong), both of shape (hospitals,): `random_effects` of their logits.
 
@@ -86,18 +112,7 @@ def summarise_auroc(values: npt.ArrayLike, variances: npt.ArrayLike) -> Summary:
         raise ValueError(f"values {a.shape} and variances {v.shape} must be equally long")
     if not np.all((a > 0) & (a < 1)):
         raise ValueError("an AUROC must lie strictly between 0 and 1 to be pooled on the logit scale")
-    pooled = random_effects(logit(a), v / (a * (1 - a)) ** 2)
-    low, high = pooled.prediction_low, pooled.prediction_high
-    return Summary(
-        pooled.k,
-        float(expit(pooled.estimate)),
-        float(expit(pooled.low)),
-        float(expit(pooled.high)),
-        pooled.tau,
-        pooled.i2,
-        None if low is None else float(expit(low)),
-        None if high is None else float(expit(high)),
-    )
+    return _back(random_effects(logit(a), v / (a * (1 - a)) ** 2), lambda effect: float(expit(effect)))
 
 
 def _reml(y: _Floats, v: _Floats) -> float:

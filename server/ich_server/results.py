@@ -5,16 +5,17 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from scipy.stats import norm
 
+from ich_models.curves import net_benefit
 from ich_models.federation import Federation
 from ich_models.files import write_atomic
-from ich_models.metrics import METRICS, RANGES, TYPE_METRICS, Estimate, Evaluation
+from ich_models.metrics import METRICS, RANGES, SUBGROUP_METRICS, TYPE_METRICS, Estimate, Evaluation
 from ich_models.strict import Strict
 from ich_server.study import StudyResult
 
@@ -32,7 +33,7 @@ TYPE_INTERVALS: Final = (
 
 INTERVALS: Final = (
     "95 %. One seed: the interval of its own patients (AUROC: DeLong on the logit scale; AUPRC and F1: bootstrap over"
-    " patients; proportions: Wilson; the others: Wald). Several seeds: value is their mean, and each half of the"
+    " patients, as of scaled Brier and F2; O/E: log scale; proportions: Wilson; the others: Wald). Several seeds: value is their mean, and each half of the"
     " interval is sqrt(mean of the seeds' squared halves + 1.96^2 (1 + 1/m) B), with B the variance of the m values"
     " (Rubin's rules), within the metric's range. No AUROC interval under 10 events or 10 non-events."
 )
@@ -43,10 +44,17 @@ ARMS: Final = {
     "local": "A model trained at this hospital alone, tested on its patients that it did not learn from.",
     "pooled": "The same network trained on the hospitals' patients in one place; tested like loho, or without it like"
     " federated. Simulation only.",
+    "tabular": "A logistic regression on the table alone, trained on the hospitals' patients in one place; tested like loho,"
+    " or without it like federated. Simulation only.",
+    "ich_score": "The ICH score (Hemphill et al. 2001) of every patient's five items, nothing trained; tested like loho, or"
+    " without it like federated. Its probabilities are of 30-day mortality. Simulation only.",
     "pooled_within": "The same network trained on all hospitals' patients in one place, tested like federated."
     " Simulation only.",
 }
 
+
+Matrix = Mapping[str, Mapping[str, Estimate]]
+"""Trained at -> tested at -> AUROC."""
 
 Level = Literal["slices", "patients"]
 LEVELS: Final[tuple[Level, ...]] = get_args(Level)
@@ -84,6 +92,39 @@ class TypeFigures(Strict):
     patients: Group
 
 
+class Bin(Strict):
+    """Patients with about the same predicted probability, lowest first: how many, with the event, mean probability."""
+
+    patients: int
+    events: int
+    mean: float
+
+
+class Decision(Strict):
+    """Who would be treated from this threshold on, and the net benefit of that (Vickers & Elkin 2006)."""
+
+    threshold: float
+    true_positives: int
+    false_positives: int
+    net_benefit: float
+
+
+class Subgroup(Strict):
+    """A subgroup's figures; `n` null: withheld, it or what follows from it by subtraction is small."""
+
+    n: int | None
+    events: int | None
+    auroc: Figure
+    brier: Figure
+    observed_expected: Figure
+    calibration_slope: Figure
+    calibration_intercept: Figure
+
+
+NO_FIGURE: Final = Figure(value=None, low=None, high=None, per_seed=[])
+"""Of a metric that a file from before it was computed does not have."""
+
+
 class Figures(Strict):
     """All metrics on `n` patients of whom `events` had the positive outcome (null: withheld, too few of a class)."""
 
@@ -91,23 +132,35 @@ class Figures(Strict):
     events: Annotated[int, Field(ge=0)] | None
     auroc: Figure
     auprc: Figure
+    prevalence: Figure = NO_FIGURE
     brier: Figure
+    scaled_brier: Figure = NO_FIGURE
+    observed_expected: Figure = NO_FIGURE
     calibration_slope: Figure
     calibration_intercept: Figure
     accuracy: Figure
     f1: Figure
+    f2: Figure = NO_FIGURE
     recall: Figure
     precision: Figure
     specificity: Figure
+    npv: Figure = NO_FIGURE
+    bins: list[list[Bin]] = []
+    """Calibration, per seed."""
+    decisions: list[list[Decision]] = []
+    """Decision curve, per seed: at those of the study's thresholds that may be told."""
+    subgroups: dict[str, dict[str, Subgroup]] = {}
+    """By variable and level."""
     types: dict[str, TypeFigures] = {}
     """In a study of slices: each type of haemorrhage. Nothing is known of the metrics above then."""
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A study of one outcome has no types, and its file does not speak of them."""
+        """A study of one outcome has no types, one of slices no bins, and its file does not speak of them."""
         written: dict[str, Any] = plain(self)
-        if not self.types:
-            del written["types"]
+        for name in ("bins", "decisions", "subgroups", "types"):
+            if not written[name]:
+                del written[name]
         return written
 
 
@@ -117,6 +170,19 @@ class Arm(Strict):
     description: str
     hospitals: dict[str, Figures]
     pooled: Figures | None
+    reference: str | None = None
+    """The arm of the federated model that was tested on the same patients, in simulation."""
+    differences: dict[str, Figure] = {}
+    """AUROC of this arm minus that of `reference` on the same patients, per hospital; DeLong's paired interval."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is compared with nothing says nothing of it."""
+        written: dict[str, Any] = plain(self)
+        for name in ("reference", "differences"):
+            if not written[name]:
+                del written[name]
+        return written
 
 
 class Study(Strict):
@@ -144,11 +210,27 @@ class Quarantined(Strict):
     reason: str
 
 
+class Drift(Strict):
+    """One round of the model of all hospitals: L2 norm of each hospital's update and of the model's own step.
+
+    `agreement`: that step over the patient-weighted root mean square of the updates. Under plain averaging 1 where all
+    hospitals pull the same way, near 0 where they pull against each other.
+    """
+
+    updates: dict[str, float]
+    step: float
+    agreement: float | None
+
+
 class Training(Strict):
     """Training loss of every fold after each round, and the thresholds that the training hospitals chose."""
 
     losses: dict[str, list[float | None]]
     thresholds: dict[str, float]
+    drift: list[Drift] = []
+    """One per round."""
+    recalibration: dict[str, tuple[float, float]] = {}
+    """Intercept and slope that each fold's log-odds were given after training, if the study recalibrates."""
 
 
 class HospitalData(Strict):
@@ -172,6 +254,8 @@ class Results(Strict):
     arms: dict[str, Arm]
     training: dict[str, Training]
     """Per seed."""
+    cross_site: dict[str, dict[str, Figure]] = {}
+    """AUROC of the model trained at one hospital alone, tested at another: trained at -> tested at. Simulation only."""
     quarantined: list[Quarantined]
 
 
@@ -182,6 +266,9 @@ class ArmFound:
     hospitals: Mapping[str, Evaluation]
     pooled: Evaluation | None
     """None in a deployment: nobody sees all patients."""
+    reference: str | None = None
+    differences: Mapping[str, Estimate] = field(default_factory=dict)
+    """As in `Arm`."""
 
 
 def answered(study: StudyResult) -> dict[str, ArmFound]:
@@ -198,8 +285,9 @@ def assemble(
     seeds: Sequence[int],
     studies: Sequence[StudyResult],
     arms: Sequence[Mapping[str, ArmFound]],
+    cross_site: Sequence[Matrix] = (),
 ) -> Results:
-    """Results from what each seed's study and arms found."""
+    """Results from what each seed's study and arms found, and in simulation the local models at each other's hospitals."""
     data = {
         name: HospitalData(n=one.patients, events=one.events, excluded=dict(one.excluded))
         for study in studies
@@ -213,6 +301,7 @@ def assemble(
         hospitals=data,
         arms={name: _arm(name, [found[name] for found in arms]) for name in arms[0]},
         training={str(seed): _training(study) for seed, study in by_seed},
+        cross_site=_matrix(cross_site),
         quarantined=[Quarantined(seed=seed, **asdict(reply)) for seed, study in by_seed for reply in study.quarantined],
     )
 
@@ -226,12 +315,29 @@ def _arm(name: str, found: Sequence[ArmFound]) -> Arm:
         pooled=None
         if any(one.pooled is None for one in found)
         else figures([one.pooled for one in found if one.pooled]),
+        reference=found[0].reference,
+        differences={
+            hospital: combine("auroc_difference", [one.differences[hospital] for one in found])
+            for hospital in found[0].differences
+            if all(hospital in one.differences for one in found)
+        },
     )
+
+
+def _matrix(found: Sequence[Matrix]) -> dict[str, dict[str, Figure]]:
+    """The cross-site matrix over the seeds."""
+    if not found:
+        return {}
+    return {
+        trained: {tested: combine("auroc", [one[trained][tested] for one in found]) for tested in row}
+        for trained, row in found[0].items()
+    }
 
 
 def _training(study: StudyResult) -> Training:
     losses = {fold: [entry["losses"][fold] for entry in study.history] for fold in study.folds}
-    return Training(losses=losses, thresholds=dict(study.thresholds))
+    drift = [Drift(**entry["drift"]) for entry in study.history if "drift" in entry]
+    return Training(losses=losses, thresholds=dict(study.thresholds), drift=drift, recalibration=dict(study.lines))
 
 
 def combine(name: str, estimates: Sequence[Estimate]) -> Figure:
@@ -265,6 +371,14 @@ def figures(evaluations: Sequence[Evaluation]) -> Figures:
         n=first.n,
         events=first.events,
         **{name: combine(name, [evaluation.metrics[name] for evaluation in evaluations]) for name in METRICS},
+        bins=[[Bin(**asdict(one)) for one in found.bins] for found in evaluations] if first.bins else [],
+        decisions=[_decisions(found) for found in evaluations] if first.decisions else [],
+        subgroups={
+            variable: {
+                level: _subgroup([found.subgroups[variable][level] for found in evaluations]) for level in levels
+            }
+            for variable, levels in first.subgroups.items()
+        },
         types={
             kind: TypeFigures(
                 slices=_group([evaluation.types[kind].slices for evaluation in evaluations]),
@@ -273,6 +387,24 @@ def figures(evaluations: Sequence[Evaluation]) -> Figures:
             for kind in first.types
         },
     )
+
+
+def _decisions(found: Evaluation) -> list[Decision]:
+    return [
+        Decision(
+            **asdict(one),
+            net_benefit=net_benefit(one.true_positives, one.false_positives, found.n, one.threshold),
+        )
+        for one in found.decisions
+    ]
+
+
+def _subgroup(found: Sequence[Evaluation | None]) -> Subgroup:
+    told = [one for one in found if one is not None]
+    if len(told) < len(found):  # the same patients with every seed: withheld once, withheld always
+        return Subgroup(n=None, events=None, **dict.fromkeys(SUBGROUP_METRICS, NO_FIGURE))
+    metrics = {name: combine(name, [one.metrics[name] for one in told]) for name in SUBGROUP_METRICS}
+    return Subgroup(n=told[0].n, events=told[0].events, **metrics)
 
 
 def _group(found: Sequence[Evaluation]) -> Group:

@@ -1,8 +1,9 @@
 """A study from first contact to last figure: every fold trained side by side, checkpointed, and evaluated once."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -12,7 +13,9 @@ from flwr.app import Array, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from ich_models import recalibration
 from ich_models.errors import Problem, RunError
+from ich_models.federation import Federation
 from ich_models.files import write_arrays
 from ich_models.folds import LOHO, Fold, folds_of, questions, threshold_name
 from ich_models.protocol import (
@@ -20,6 +23,7 @@ from ich_models.protocol import (
     EVALUATE,
     LARGE,
     LOCAL,
+    RECALIBRATE,
     THRESHOLD,
     TRAIN,
     WEIGHTS,
@@ -27,6 +31,8 @@ from ich_models.protocol import (
     EvaluateReply,
     EvaluateTask,
     Question,
+    RecalibrationReply,
+    RecalibrationTask,
     Rows,
     Task,
     ThresholdReply,
@@ -42,7 +48,7 @@ from ich_server import checkpoint
 from ich_server.checkpoint import Progress
 from ich_server.members import Member, meet
 from ich_server.rounds import MALFORMED, Asked, Failure, Quarantine, Request, exchange, read
-from ich_strategies.aggregate import LOSS, Buffered, Fault, WeightedMeans, fault
+from ich_strategies.aggregate import LOSS, Buffered, Fault, WeightedMeans, fault, norm
 from ich_strategies.plan import Plan
 
 FIXED_THRESHOLD: Final = 0.5
@@ -93,6 +99,8 @@ class StudyResult:
     answers: Mapping[str, Sequence[Answer]]
     history: Sequence[Mapping[str, Any]]
     quarantined: Sequence[Quarantine]
+    lines: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """By fold that was recalibrated: intercept and slope, which its rows hold already."""
 
     def of(self, folds: Sequence[str]) -> Rows:
         """The rows of some folds."""
@@ -185,6 +193,8 @@ class _Study:
     def __init__(self, grid: Grid, plan: Plan, members: Mapping[str, Member], progress: Progress) -> None:
         self.grid, self.plan, self.members, self.progress = grid, plan, members, progress
         self.folds = folds_of(plan.federation.evaluation, members)
+        self.lines: dict[str, tuple[float, float]] = {}
+        """Of the folds that were recalibrated."""
         self.names = [fold.name for fold in self.folds]
 
     def train_round(self) -> RoundReport:
@@ -196,6 +206,7 @@ class _Study:
         when, final = f"round {number}", number == rounds
         means, validation = self._means(), WeightedMeans()
         quarantined: list[Quarantine] = []
+        drift: dict[str, tuple[int, float]] = {}
         requests = self._to_learners(
             lambda folds: TrainTask(
                 federation=self.plan.hash, seed=self.plan.seed, round=number, folds=folds, final=final
@@ -209,16 +220,19 @@ class _Study:
                 quarantined.append(Quarantine(when, request.hospital, str(reason)))
                 continue
             answer, rows = update
+            if (first := self.names[0]) in request.folds:
+                moved = norm(rows[WEIGHTS][request.folds.index(first)], self.progress.rows[WEIGHTS][0])
+                drift[request.hospital] = (answer.patients[request.folds.index(first)], moved)
             means.add(request.folds, rows | {LOSS: _column(answer.losses)}, answer.patients, answer.seen)
             _add_known(validation, request.folds, answer.validation_losses, answer.patients)
             del reply, update, rows  # the next reply is taken in without this one in memory
         self._check_quorum(means.replies, when, quarantined)
         if self.plan.federation.evaluation.choose_round == "best":
             self._keep_best(validation)
-        losses = self._step(means)
+        losses, moved = self._step(means)
         self.progress.round = number
         self.progress.facts["quarantined"] += [asdict(quarantine) for quarantine in quarantined]
-        self.progress.facts["history"].append({"round": number, "losses": losses})
+        self.progress.facts["history"].append({"round": number, "losses": losses, "drift": _drift(drift, moved)})
         failed = {quarantine.hospital for quarantine in quarantined}
         return RoundReport(
             seed=self.plan.seed,
@@ -246,6 +260,9 @@ class _Study:
                     hint="start anew with evaluation.choose_round: last, or with more validation patients",
                 )
             self.progress.rows[WEIGHTS] = self.progress.rows[BEST]
+        if evaluation.recalibrate != "none":
+            self._recalibrate(quarantined)
+            thresholds = {}  # some belong to the model as it was
         if evaluation.threshold != "youden":
             thresholds = dict.fromkeys(self._names_of(self.names), evaluation.threshold)
         elif not thresholds:
@@ -256,6 +273,7 @@ class _Study:
             folds=tuple(self.names),
             rows=_sendable(self.progress.rows),
             thresholds=thresholds,
+            lines=self.lines,
             answers=answers,
             history=self.progress.facts["history"],
             quarantined=quarantined,
@@ -339,10 +357,11 @@ class _Study:
                     ]
                 )
 
-    def _step(self, means: WeightedMeans) -> dict[str, float | None]:
-        """Apply the strategy's server half to every fold, in place; the training loss of each."""
+    def _step(self, means: WeightedMeans) -> tuple[dict[str, float | None], float]:
+        """Apply the strategy's server half to every fold, in place; the training loss of each, and how far the first moved."""
         rows, strategy = self.progress.rows, self.plan.strategy
         losses: dict[str, float | None] = {}
+        moved = 0.0
         for index, fold in enumerate(self.folds):
             share = means.weights[fold.name] / sum(self._patients(fold.name, name) for name in self._learners(fold))
             mean = means.mean(fold.name)
@@ -361,10 +380,12 @@ class _Study:
                     f"round {self.progress.round + 1}: the server's step of fold '{fold.name}' left the finite numbers",
                     hint="the last round is kept; lower training.strategy.server_lr or checks.update_norm, start anew",
                 )
+            if index == 0:
+                moved = norm(weights, rows[WEIGHTS][index])
             rows[WEIGHTS][index] = weights
             for name, row in after.items():
                 rows[f"{STATE}{name}"][index] = row
-        return losses
+        return losses, moved
 
     def _keep_best(self, validation: WeightedMeans) -> bool:
         """Remember the current weights of each fold whose validation loss is its best so far; whether all were."""
@@ -380,6 +401,36 @@ class _Study:
         return all_best
 
     # evaluation
+
+    def _recalibrate(self, quarantined: list[Quarantine]) -> None:
+        """Put into each fold's last layer the patient-weighted mean of its training hospitals' lines.
+
+        A fold of which no hospital can give a line, or whose mean slope would turn its order round, stays as it is.
+        Raises RunError if a fold has fewer replies than the quorum.
+        """
+        lines = WeightedMeans()
+        replies: Counter[str] = Counter()
+        requests = self._to_learners(
+            lambda folds: RecalibrationTask(federation=self.plan.hash, seed=self.plan.seed, folds=folds)
+        )
+        for request, reply in self._exchange(requests, RECALIBRATE, "recalibration"):
+            answer = read(reply, RecalibrationReply, request.hospital)
+            if not isinstance(answer, Failure) and len(answer[0].lines) != len(request.folds):
+                answer = Failure(MALFORMED)
+            if isinstance(answer, Failure):
+                quarantined.append(Quarantine("recalibration", request.hospital, answer.reason))
+                continue
+            replies.update(request.folds)
+            for fold, line in zip(request.folds, answer[0].lines, strict=True):
+                if line is not None:
+                    lines.add([fold], {"line": np.array([line])}, [self._patients(fold, request.hospital)])
+        self._check_quorum(replies, "recalibration", quarantined)
+        for index, name in enumerate(self.names):
+            intercept, slope = lines.mean(name)["line"].tolist() if name in lines.weights else recalibration.AS_IT_IS
+            if slope > 0:
+                self.lines[name] = (intercept, slope)
+                rows = self.progress.rows[WEIGHTS]
+                rows[index] = recalibration.apply(self.plan.weights, rows[index], (intercept, slope))
 
     def _thresholds(self, quarantined: list[Quarantine]) -> tuple[dict[str, float], WeightedMeans]:
         """Per fold (and type) the patient-weighted mean of the training hospitals' own thresholds, and their validation losses.
@@ -468,6 +519,8 @@ class _Study:
         for answer in answers:
             if bool(answer.types) is not (self.plan.federation.task.kind == "slices"):
                 return False
+            if not _as_agreed(answer, self.plan.federation):
+                return False
             if answer.arm == LOHO or evaluation.folds:  # every patient is tested once
                 if answer.patients != member.patients or answer.events not in (None, member.events):
                     return False
@@ -500,6 +553,13 @@ class _Post:
         return to_record(task, {name: block[:0] for name, block in self._rows.items()}, arrays)
 
 
+def _as_agreed(answer: Answer, federation: Federation) -> bool:
+    """Whether its decision curve and subgroups are the study's."""
+    named = {variable: tuple(levels) for variable, levels in answer.subgroups.items()}
+    thresholds = {one.threshold for one in answer.decisions}
+    return thresholds <= set(federation.evaluation.decision_thresholds) and named in ({}, federation.subgroups)
+
+
 def _sendable(rows: Rows) -> Rows:
     """What hospitals need to compute with a fold's model."""
     return {name: block for name, block in rows.items() if name in (WEIGHTS, CONSTANTS, LOCAL)}
@@ -523,6 +583,19 @@ def _add_known(
             means.add([fold], {"loss": _column([loss])}, [weight])
 
 
+def _drift(moved: Mapping[str, tuple[int, float]], step: float) -> dict[str, Any]:
+    """How far hospitals moved the model of all hospitals, and how far they agree: hospital -> (patients, L2 norm of its update).
+
+    `agreement`: norm of the model's own step over the patient-weighted root mean square of the updates' norms; under plain
+    averaging 1 where all hospitals pull the same way, near 0 where they pull against each other (the inverse of gradient
+    diversity, Yin et al., AISTATS 2018). None where nobody moved.
+    """
+    weight = sum(patients for patients, _ in moved.values())
+    squares = sum(patients * length**2 for patients, length in moved.values())
+    agreement = step / math.sqrt(squares / weight) if squares else None
+    return {"updates": {name: length for name, (_, length) in moved.items()}, "step": step, "agreement": agreement}
+
+
 def _number(row: NDArray[np.floating]) -> float | None:
     return float(row[0]) if np.isfinite(row[0]) else None
 
@@ -534,6 +607,7 @@ def _save_result(path: Path, plan: Plan, members: Mapping[str, Member], result: 
         "hospitals": {name: member.facts() for name, member in members.items()},
         "folds": list(result.folds),
         "thresholds": dict(result.thresholds),
+        "lines": dict(result.lines),
         "answers": {name: [answer.model_dump() for answer in given] for name, given in result.answers.items()},
         "history": list(result.history),
         "quarantined": [asdict(quarantine) for quarantine in result.quarantined],
@@ -550,6 +624,7 @@ def _load_result(rows: Rows, facts: Mapping[str, Any]) -> StudyResult:
         folds=tuple(facts["folds"]),
         rows=rows,
         thresholds=facts["thresholds"],
+        lines={fold: (line[0], line[1]) for fold, line in facts.get("lines", {}).items()},
         answers={name: tuple(map(Answer.model_validate, given)) for name, given in facts["answers"].items()},
         history=facts["history"],
         quarantined=[Quarantine(**quarantine) for quarantine in facts["quarantined"]],

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import logit, stdtrit
 
 from ich_models.metrics import METRICS, MIN_PER_CLASS
-from ich_server.meta_analysis import Summary, random_effects, summarise_auroc
+from ich_server.meta_analysis import Summary, random_effects, summarise_auroc, summarise_ratio
 from ich_server.results import Arm, Figure, Figures, Level, Results, Z
 
 FEW: Final = 100
@@ -19,8 +19,8 @@ FEW: Final = 100
 FEW_HOSPITALS: Final = 6
 """Hospitals under which a random-effects summary is a rough guess."""
 
-POOLED_METRICS: Final = ("auroc", "calibration_slope", "calibration_intercept")
-"""Metrics whose hospitals are summarised by random effects: AUROC on the logit scale, the others as they are."""
+POOLED_METRICS: Final = ("auroc", "observed_expected", "calibration_slope", "calibration_intercept")
+"""Metrics whose hospitals are summarised by random effects: AUROC on the logit scale, O/E on the log scale, calibration as it is."""
 
 REFERENCES: Final = ("loho", "federated")
 """The federated model's own arms: the first one present is the headline, and what other arms are compared with."""
@@ -127,7 +127,7 @@ def spread(numbers: Sequence[float]) -> Spread | None:
 
 
 def standard_error(name: str, figure: Figure) -> float | None:
-    """The standard error that a 95 % interval stands for, of the AUROC's logit and of any other metric itself.
+    """The standard error that a 95 % interval stands for, of the AUROC's logit, of O/E's logarithm and of any other metric itself.
 
     An end that lies on the border of the AUROC's range has no logit: the other half of the interval decides alone.
     """
@@ -136,6 +136,8 @@ def standard_error(name: str, figure: Figure) -> float | None:
     ends: tuple[float, ...] = (figure.low, figure.value, figure.high)
     if name == "auroc":
         ends = tuple(float(logit(end)) for end in ends)
+    elif name == "observed_expected":
+        ends = tuple(math.log(end) if end > 0 else -math.inf for end in ends)
     low, value, high = ends
     if not math.isfinite(value):
         return None
@@ -157,6 +159,8 @@ def pooled(arm: Arm, name: str) -> Pooled:
     variances = np.array(list(entering.values())) ** 2
     if name == "auroc":
         summary = summarise_auroc(effects, variances * (effects * (1 - effects)) ** 2)
+    elif name == "observed_expected":
+        summary = summarise_ratio(effects, variances)
     else:
         summary = random_effects(effects, variances)
     weights = 1 / (variances + (summary.tau or 0.0) ** 2)
@@ -248,7 +252,10 @@ def _fewer(figures: Figures) -> int:
 LABELS: Final = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
+    "prevalence": "Prevalence",
     "brier": "Brier score",
+    "scaled_brier": "Scaled Brier",
+    "observed_expected": "O/E ratio",
     "calibration_slope": "Calibration slope",
     "calibration_intercept": "Calibration intercept",
     "accuracy": "Accuracy",
@@ -257,12 +264,15 @@ LABELS: Final = {
     "recall": "Recall (sensitivity)",
     "precision": "Precision (PPV)",
     "specificity": "Specificity",
+    "npv": "NPV",
 }
 
 ARM_LABELS: Final = {
     "loho": "Leave-one-hospital-out",
     "federated": "Federated",
     "local": "Local only",
+    "tabular": "Table alone",
+    "ich_score": "ICH score",
     "pooled": "Pooled data",
     "pooled_within": "Pooled data, all hospitals",
 }
@@ -280,17 +290,18 @@ def arm_label(arm: str) -> str:
 
 
 def number(name: str, value: float | None) -> str:
-    """Two decimals for calibration, three for all that lies between 0 and 1; a true minus sign, never -0."""
+    """Two decimals for calibration and O/E, three for all else; a true minus sign, never -0."""
     if value is None:
         return NOTHING
-    return f"{value:z.{2 if name.startswith('calibration') else 3}f}".replace("-", "−")
+    return f"{value:z.{2 if name.startswith('calibration') or name == 'observed_expected' else 3}f}".replace("-", "−")
 
 
 def interval(name: str, low: float | None, high: float | None) -> str:
     """`0.741–0.808`, or `−0.31 to 0.12` for a metric that may be negative; empty without an interval."""
     if low is None or high is None:
         return ""
-    return f"{number(name, low)}{' to ' if name.startswith('calibration') else '–'}{number(name, high)}"
+    signed = name.startswith("calibration") or name in ("scaled_brier", "auroc_difference")
+    return f"{number(name, low)}{' to ' if signed else '–'}{number(name, high)}"
 
 
 def estimate(name: str, value: float | None, low: float | None, high: float | None) -> str:

@@ -25,6 +25,7 @@ class Patients:
     `targets`: what a network learns instead of `labels`, such as the haemorrhage types of each slice (N, S, 5).
     `present`: per modality, (N,) bool; a modality without an entry is there for everyone.
     `features`: per modality, (N, ...), what a frozen encoder said of it.
+    `groups`: per variable of `evaluation.subgroups`, (N,) int64, the place of each patient's level in `subgroups.levels`.
     """
 
     ids: tuple[str, ...]
@@ -36,6 +37,7 @@ class Patients:
     targets: NDArray[np.floating] | None = None
     present: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     features: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.table) == len(self.labels) or self.table.ndim != 2:
@@ -48,6 +50,7 @@ class Patients:
         yield from (("image", self.image), ("text", self.text), ("slices", self.slices), ("targets", self.targets))
         yield from self.present.items()
         yield from self.features.items()
+        yield from self.groups.items()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,6 +72,7 @@ class Patients:
             targets=None if self.targets is None else self.targets[rows],
             present={modality: mask[rows] for modality, mask in self.present.items()},
             features={modality: kept[rows] for modality, kept in self.features.items()},
+            groups={variable: level[rows] for variable, level in self.groups.items()},
         )
 
     @classmethod
@@ -92,6 +96,9 @@ class Patients:
         kept = {modality for group in groups for modality in group.features}
         settings["features"] = {
             modality: np.concatenate([group.features[modality] for group in groups]) for modality in sorted(kept)
+        }
+        settings["groups"] = {
+            variable: np.concatenate([group.groups[variable] for group in groups]) for variable in groups[0].groups
         }
         return cls(
             tuple(identifier for group in groups for identifier in group.ids),

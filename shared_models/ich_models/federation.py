@@ -9,16 +9,17 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from ich_models import tokens
+from ich_models import subgroups, tokens
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.image_spec import HAEMORRHAGES, CtSlices, CtVolume, ImageSpec, MrVolume
-from ich_models.networks.options import Dlmi, Hohoho, IchPro, NetworkOptions, WithText
+from ich_models.networks.options import Dlmi, Hohoho, IchPro, IchScore, NetworkOptions, WithText
 from ich_models.recipes import Recipe, Stage
 from ich_models.strategy_options import FedAvg, StrategyOptions
 from ich_models.strict import Name, Strict
+from ich_models.subgroups import Groupings
 from ich_models.text_spec import TextSpec
 from ich_models.variables import Complaint, Dictionary, Outcome, Table, Variable
-from ich_models.yaml_config import Document, load
+from ich_models.yaml_config import Document, load, suggest
 
 SCHEMA: Final = 1
 """Version of the federation file's own format; part of the hash."""
@@ -111,6 +112,17 @@ class Training(Strict):
         return self
 
 
+class IchScoreItems(Strict):
+    """The predictors that hold the five items of the ICH score (Hemphill et al. 2001), by name."""
+
+    gcs: str = "gcs"
+    age: str = "age"
+    volume: str = "volume"
+    """Millilitres."""
+    ivh: str = "ivh"
+    infratentorial: str = "infratentorial"
+
+
 class Comparisons(Strict):
     """Arms that are trained beside the federation, in simulation only."""
 
@@ -118,6 +130,14 @@ class Comparisons(Strict):
     """Each hospital alone, tested on its own patients."""
     pooled: Recipe | None = None
     """All training hospitals' patients in one place."""
+    tabular: Recipe | None = None
+    """A logistic regression on the table alone, its patients in one place: what images and text are to add to."""
+    ich_score: IchScoreItems | None = None
+    """The ICH score of the table; nothing is trained."""
+
+
+DECISION_THRESHOLDS: Final = (0.45, 0.25, 0.65, 0.15, 0.55, 0.35, 0.75, 0.05, 0.85, 0.95)
+"""A coarse grid, from the middle outwards."""
 
 
 class Evaluation(Strict):
@@ -137,12 +157,28 @@ class Evaluation(Strict):
     """`youden`: each training hospital's Youden threshold, averaged with its patients as weights."""
     small_cells: Annotated[int, Field(ge=0, le=1000)] = 10
     """Counts below this do not leave a hospital, nor figures that tell them; a hospital may ask for more. 0: all do."""
+    decision_thresholds: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=19)] = list(
+        DECISION_THRESHOLDS
+    )
+    """Where the decision curve is computed, the most important first: where few patients allow few, these are told (docs/egress.md)."""
+    subgroups: Groupings = []
+    """Variables of the table by which patients are also looked at apart."""
+    recalibrate: Literal["none", "intercept", "slope"] = "none"
+    """After training, on the training hospitals: shift the model's log-odds, or shift and stretch them."""
+    cross_site: bool = False
+    """Every hospital's local model tested at every other hospital; in simulation only."""
     comparisons: Comparisons = Comparisons()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.test is not None and self.folds is not None:
             raise ValueError("test and folds exclude each other | keep one: a test share, or k-fold by patient")
+        if len(set(self.decision_thresholds)) < len(self.decision_thresholds):
+            raise ValueError("decision_thresholds names one twice | write each once")
+        if len({each.variable for each in self.subgroups}) < len(self.subgroups):
+            raise ValueError("subgroups names a variable twice: the two would tell single patients apart | keep one")
+        if self.cross_site and self.comparisons.local is None:
+            raise ValueError("cross_site tests the local models, and there are none | add comparisons: {local: {...}}")
         if self.choose_round == "best" and self.validation is None:
             raise ValueError("choose_round: best needs validation patients | add validation: 0.2")
         if self.comparisons.local and self.test is None and self.folds is None:
@@ -205,10 +241,23 @@ class Federation(Strict):
         return text.spoken(self.modalities.table) if text else {}
 
     @property
+    def grouped(self) -> dict[str, Variable]:
+        """The variables that make subgroups, in their order."""
+        variables = self.modalities.table.variables
+        return {each.variable: variables[each.variable] for each in self.evaluation.subgroups}
+
+    @property
+    def subgroups(self) -> dict[str, tuple[str, ...]]:
+        """The subgroups by variable."""
+        return {
+            each.variable: subgroups.levels(each, self.grouped[each.variable]) for each in self.evaluation.subgroups
+        }
+
+    @property
     def needed(self) -> dict[str, Variable]:
-        """The variables that a hospital must map: predictors, what the template speaks of, and the outcome."""
+        """The variables that a hospital must map: predictors, what the template speaks of, what makes subgroups, and the outcome."""
         outcome = self.task.outcome.variable
-        return {**self.predictors, **self.spoken, outcome: self.modalities.table.variables[outcome]}
+        return {**self.predictors, **self.spoken, **self.grouped, outcome: self.modalities.table.variables[outcome]}
 
     @property
     def hash(self) -> str:
@@ -274,7 +323,37 @@ def _contradictions(federation: Federation) -> list[Complaint]:
         *_kind_needs(federation),
         *_text_needs(federation),
         *_unknown_stages(federation),
+        *_evaluation_needs(federation),
     ]
+
+
+def _evaluation_needs(federation: Federation) -> Iterator[Complaint]:
+    """Subgroups that cannot be made, an ICH score without its items, recalibration of what is not trained."""
+    table, evaluation, outcome = federation.modalities.table, federation.evaluation, federation.task.outcome.variable
+    for index, grouping in enumerate(evaluation.subgroups):
+        place = ("evaluation", "subgroups", index)
+        variable = table.variables.get(grouping.variable)
+        if variable is None:
+            yield place, f"no variable '{grouping.variable}'", suggest(grouping.variable, table.variables, "variables")
+        elif grouping.variable == outcome:
+            yield place, f"'{outcome}' is the outcome: its subgroups have one class", "leave it out"
+        elif variable.codes and grouping.cut:
+            yield place, f"'{grouping.variable}' has levels, and cut is for numbers", "leave cut out"
+        elif not variable.codes and not grouping.cut:
+            example = f"{{variable: {grouping.variable}, cut: [...]}}"
+            yield place, f"'{grouping.variable}' is a number, and no cut is given", f"write {example}"
+    if (items := evaluation.comparisons.ich_score) is not None:
+        for role, name in items.model_dump().items():
+            if name not in table.predictors:
+                message = f"the ICH score's {role} is to be predictor '{name}', and there is none"
+                hint = f"name the predictor that it is: ich_score: {{{role}: NAME}}"
+                yield ("evaluation", "comparisons", "ich_score"), message, hint
+    by_slice = federation.task.kind == "slices"
+    if by_slice and evaluation.subgroups:
+        yield ("evaluation", "subgroups"), "a study of slices has figures by type, none by subgroup", "leave it out"
+    if evaluation.recalibrate != "none" and (by_slice or isinstance(federation.network, IchScore)):
+        message = f"network '{federation.network.name}' has no one output that can be recalibrated"
+        yield ("evaluation", "recalibrate"), message, "write recalibrate: none"
 
 
 def _text_needs(federation: Federation) -> Iterator[Complaint]:
@@ -340,7 +419,7 @@ def _kind_needs(federation: Federation) -> Iterator[Complaint]:
             yield ("network", "name"), message, "networks for slices: hohoho, dlmi"
         if image is not None and not isinstance(image, CtSlices):
             yield ("modalities", "image", "kind"), "the task is slices, and this is another image", "kind: ct_slices"
-        for name in ("local", "pooled"):
+        for name in ("local", "pooled", "tabular", "ich_score"):
             if getattr(evaluation.comparisons, name) is not None:
                 message = f"the {name} arm trains in one stage for one outcome, and the task is slices"
                 yield ("evaluation", "comparisons", name), message, "leave it out"

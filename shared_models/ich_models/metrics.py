@@ -1,4 +1,4 @@
-"""What a hospital computes about one evaluated binary model: ten metrics with 95 % intervals, DeLong, Youden.
+"""What a hospital computes about one evaluated binary model: fifteen metrics with 95 % intervals, DeLong, Youden.
 
 Everything is computed from two arrays of shape (patients,): the label (1 = event) and the predicted probability of the
 event. Only scalars come out. Patients are put in one order first, so that the order of the file they came from changes
@@ -8,7 +8,7 @@ An interval that cannot be computed, or that would have no width, is not given: 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf, isfinite, nan, sqrt
+from math import exp, inf, isfinite, nan, sqrt
 from typing import Final
 
 import numpy as np
@@ -16,33 +16,49 @@ import numpy.typing as npt
 from scipy.special import expit, logit, ndtr, ndtri
 from scipy.stats import binomtest, rankdata
 
+from ich_models import calibration
+from ich_models.curves import Bin, Decision
+
 METRICS: Final = (
     "auroc",
     "auprc",
+    "prevalence",
     "brier",
+    "scaled_brier",
+    "observed_expected",
     "calibration_slope",
     "calibration_intercept",
     "accuracy",
     "f1",
+    "f2",
     "recall",
     "precision",
     "specificity",
+    "npv",
 )
 """The metrics of `Evaluation`, in the order in which they are sent and reported."""
 
-RANGES: Final[Mapping[str, tuple[float, float]]] = dict.fromkeys((*METRICS, "f2"), (0.0, 1.0)) | {
+RANGES: Final[Mapping[str, tuple[float, float]]] = dict.fromkeys((*METRICS, "auroc_difference"), (0.0, 1.0)) | {
+    "auroc_difference": (-1.0, 1.0),
+    "scaled_brier": (-1e9, 1.0),
+    "observed_expected": (0.0, 1e9),
     "calibration_slope": (-1e9, 1e9),
     "calibration_intercept": (-1e9, 1e9),
 }
-"""Smallest and largest possible value of each metric (of calibration: that means anything); intervals are cut there."""
+"""Smallest and largest possible value of each metric (of calibration: that means anything); intervals are cut there.
+
+`auroc_difference`: between two models on the same patients."""
 
 TYPE_METRICS: Final = ("auroc", "auprc", "brier", "f1", "f2", "recall", "precision", "specificity")
 """The metrics of one type of haemorrhage."""
 
+SUBGROUP_METRICS: Final = ("auroc", "brier", "observed_expected", "calibration_slope", "calibration_intercept")
+"""The metrics of a subgroup. None of the threshold: its four cells in each subgroup would be counts of a few."""
+
 MIN_PER_CLASS: Final = 10
 """Events, and non-events, below which no interval of the AUROC is given."""
 
-_PROBABILITY_FLOOR: Final = 1e-12  # a probability of 0 or 1 has no logit: calibration reads p within [floor, 1 - floor]
+_BOOTSTRAPPED: Final = ("auprc", "scaled_brier", "f1", "f2")
 _Z: Final = float(ndtri(0.975))
 _CELLS_AT_ONCE: Final = 1 << 17  # resamples x patients held in memory: 1 MB an array
 
@@ -66,12 +82,17 @@ class Evaluation:
 
     `events` None: withheld, since they or the others are few; every metric is then unknown.
     `types`: of a model of several types, in whose place nothing is known of METRICS: what it says of each type.
+    `bins`, `decisions`: calibration bins and decision curve, as far as they may be told. `subgroups`: by variable and
+    level, with `SUBGROUP_METRICS` alone; None: withheld.
     """
 
     n: int
     events: int | None
     metrics: Mapping[str, Estimate]
     types: Mapping[str, "OfType"] = field(default_factory=dict)
+    bins: tuple[Bin, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+    subgroups: Mapping[str, Mapping[str, "Evaluation | None"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,16 +120,21 @@ def evaluate(
 
     - auroc: with both classes; interval by DeLong's variance on the logit scale, from `MIN_PER_CLASS` of each class on.
     - auprc: average precision (the step sum, not interpolated; scikit-learn's definition), with both classes only.
+    - prevalence: events among the patients, what an AUPRC is to be read against; Wilson interval.
     - brier: mean squared error of the probabilities; Wald interval from the variance of the squared errors.
+    - scaled_brier: 1 - brier / (prevalence (1 - prevalence)): 0 for saying the prevalence of everybody, 1 for certainty
+      (Steyerberg et al., Epidemiology 2010), with both classes only.
+    - observed_expected: events over the sum of the probabilities (Debray et al., BMJ 2017); interval on the log scale,
+      the variance of log O being (1 - O/n) / O; none with one class.
     - calibration_slope: b in logit P(event) = a + b logit(p), Wald interval (Cox 1958); None with one class, a constant
       score, or classes that the score separates (the likelihood then has no maximum).
     - calibration_intercept: calibration-in-the-large, a in logit P(event) = a + logit(p), Wald interval; None with one
       class. Over 0: more events than predicted.
-    - accuracy, recall, precision, specificity: Wilson (1927) interval; None where the denominator is 0.
-    - f1: 2 tp / (2 tp + fp + fn); None where the denominator is 0.
+    - accuracy, recall, precision (PPV), specificity, npv: Wilson (1927) interval; None where the denominator is 0.
+    - f1: 2 tp / (2 tp + fp + fn), f2: 5 tp / (5 tp + fp + 4 fn); None where the denominator is 0.
 
     For the logits of both calibration metrics, and for nothing else, p is kept within [1e-12, 1 - 1e-12].
-    auprc and f1 get percentile intervals from `resamples` bootstrap samples of patients (0: none), drawn by PCG64 from
+    auprc, scaled_brier, f1 and f2 get percentile intervals from `resamples` bootstrap samples of patients (0: none), drawn by PCG64 from
     `seed`; samples in which the metric has no value are left out. In simulations with about 100 events and more the
     interval of f1 covers 94 to 95 %, that of auprc 93 % (it lies a little high); with a handful both are too short.
 
@@ -135,22 +161,36 @@ def evaluate(
     fp, fn = predicted - tp, events - tp
     tn = n - tp - fp - fn
     both = 0 < events < n
-    precisions, f1s = _bootstrap(event, p, called, seed, resamples)
+    samples = _bootstrap(event, p, called, seed, resamples)
     auprc = float(average_precision(event, p, np.ones((1, n), dtype=np.int64))[0]) if both else None
+    brier = _brier(event, p)
+    scaled = 1 - (brier.value or 0.0) / (events * (n - events) / n**2) if both else None
     f1 = 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else None
+    f2 = 5 * tp / (5 * tp + fp + 4 * fn) if tp + fp + fn else None
     found = {
         "auroc": _auroc(event, p) if both else _UNKNOWN,
-        "auprc": percentiles("auprc", auprc, precisions),
-        "brier": _brier(event, p),
+        "auprc": percentiles("auprc", auprc, samples["auprc"]),
+        "prevalence": _proportion(events, n),
+        "brier": brier,
+        "scaled_brier": percentiles("scaled_brier", scaled, samples["scaled_brier"]),
+        "observed_expected": _observed_expected(event, p),
         "calibration_slope": _slope(event, p) if both else _UNKNOWN,
         "calibration_intercept": _intercept(event, p) if both else _UNKNOWN,
         "accuracy": _proportion(tp + tn, n),
-        "f1": percentiles("f1", f1, f1s),
+        "f1": percentiles("f1", f1, samples["f1"]),
+        "f2": percentiles("f2", f2, samples["f2"]),
         "recall": _proportion(tp, events),
         "precision": _proportion(tp, predicted),
         "specificity": _proportion(tn, n - events),
+        "npv": _proportion(tn, n - predicted),
     }
     return Evaluation(n, events, {name: found[name] for name in METRICS})
+
+
+def evaluate_subgroup(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> Evaluation:
+    """`SUBGROUP_METRICS` of the patients of a subgroup, as `evaluate` gives them. Raises ValueError as it does."""
+    found = evaluate(labels, probabilities, 0.5, resamples=0)
+    return Evaluation(found.n, found.events, {name: found.metrics[name] for name in SUBGROUP_METRICS})
 
 
 def delong(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> tuple[float, float]:
@@ -269,84 +309,51 @@ def _placement_variance(events: _Floats, others: _Floats) -> float:
 
 
 def _slope(event: _Bools, p: _Floats) -> Estimate:
-    x = _logit(p)
-    of_events, of_others = x[event], x[~event]
-    if of_others.max() <= of_events.min() or of_events.max() <= of_others.min():
-        return _UNKNOWN  # constant, or separated completely or but for a tie (Albert & Anderson 1984)
-    spread = float(np.std(x))
-    columns = np.stack([np.ones_like(x), (x - np.mean(x)) / spread])
-    fit = _logistic(event, columns, np.zeros_like(x), np.array([_log_odds(event), 0.0]))
-    return _UNKNOWN if fit is None else _wald("calibration_slope", fit[0] / spread, fit[1] / spread)
+    line = calibration.slope(event, p)
+    return _UNKNOWN if line is None else _wald("calibration_slope", line.slope, line.error)
 
 
 def _intercept(event: _Bools, p: _Floats) -> Estimate:
-    x = _logit(p)
-    fit = _logistic(event, np.ones((1, x.size)), x, np.array([_log_odds(event) - float(np.mean(x))]))
-    return _UNKNOWN if fit is None else _wald("calibration_intercept", *fit)
+    line = calibration.in_the_large(event, p)
+    return _UNKNOWN if line is None else _wald("calibration_intercept", line.intercept, line.error)
 
 
-def _logit(p: _Floats) -> _Floats:
-    return np.asarray(logit(np.clip(p, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)))
+def _observed_expected(event: _Bools, p: _Floats) -> Estimate:
+    """Interval on the log scale: the variance of log O is (1 - O/n) / O (delta method on a binomial count)."""
+    events, expected = int(np.count_nonzero(event)), float(np.sum(p))
+    ratio = events / expected if expected > 0 else inf
+    if ratio > RANGES["observed_expected"][1]:
+        return _UNKNOWN
+    if not 0 < events < event.size:
+        return _estimate("observed_expected", ratio, nan, nan)
+    reach = exp(_Z * sqrt((1 - events / event.size) / events))
+    return _estimate("observed_expected", ratio, ratio / reach, ratio * reach)
 
 
-def _log_odds(event: _Bools) -> float:
-    return float(logit(np.mean(event)))
-
-
-def _logistic(event: _Bools, columns: _Floats, offset: _Floats, start: _Floats) -> tuple[float, float] | None:
-    """Maximum likelihood of a logistic regression: its last coefficient and that one's standard error; None = no fit.
-
-    `columns` (coefficients, patients), `offset` (patients,), `start` (coefficients,). Newton's method, a step that
-    overshoots being halved. Sums, not matrix products: a BLAS may add in another order with more threads.
-    """
-
-    def linear(beta: _Floats) -> _Floats:
-        return np.asarray(offset + np.sum(beta[:, None] * columns, axis=0))
-
-    def log_likelihood(beta: _Floats) -> float:
-        eta = linear(beta)
-        return float(np.sum(event * eta - np.logaddexp(0.0, eta)))
-
-    beta, likelihood = start, log_likelihood(start)
-    for _ in range(100):
-        eta = linear(beta)
-        gradient = np.sum(columns * (event - expit(eta)), axis=1)
-        information = np.sum(columns[:, None] * columns * (expit(eta) * expit(-eta)), axis=2)
-        try:
-            covariance = np.linalg.inv(information)
-        except np.linalg.LinAlgError:
-            return None
-        step = np.sum(covariance * gradient, axis=1)
-        decrement = float(np.sum(gradient * step))  # squared distance to the maximum, in standard errors
-        if not 0 <= decrement < inf:
-            return None
-        if decrement < 1e-18:
-            return float(beta[-1] + step[-1]), sqrt(covariance[-1, -1])
-        while (trial := log_likelihood(beta + step)) < likelihood - 1e-12 * abs(likelihood):
-            step = step / 2
-        beta, likelihood = beta + step, trial
-    return None
-
-
-def _bootstrap(event: _Bools, p: _Floats, called: _Bools, seed: int, resamples: int) -> tuple[_Floats, _Floats]:
-    """Average precision and F1, (resamples,) each, nan where undefined, of samples of n patients with replacement.
+def _bootstrap(event: _Bools, p: _Floats, called: _Bools, seed: int, resamples: int) -> dict[str, _Floats]:
+    """`auprc`, `scaled_brier`, `f1` and `f2`, (resamples,) each, nan where undefined, of samples of n patients with replacement.
 
     Patients are sorted by falling score; `called` are the ones called positive. A sample is a row of counts: how often
     each patient was drawn.
     """
     n = event.size
     generator = np.random.Generator(np.random.PCG64(seed))
-    precisions, f1s = [np.empty(0)], [np.empty(0)]
+    found: dict[str, list[_Floats]] = {name: [np.empty(0)] for name in _BOOTSTRAPPED}
+    squared = (p - event) ** 2
     rows_at_once = max(1, _CELLS_AT_ONCE // n)
     for first in range(0, resamples, rows_at_once):
         rows = min(rows_at_once, resamples - first)
         drawn = generator.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
-        precisions.append(average_precision(event, p, counts))
-        size = counts @ (called.astype(np.int64) + event)  # 2 tp + fp + fn
-        with np.errstate(invalid="ignore"):
-            f1s.append(2 * (counts @ (called & event).astype(np.int64)) / size)
-    return np.concatenate(precisions), np.concatenate(f1s)
+        found["auprc"].append(average_precision(event, p, counts))
+        events, positive = counts @ event.astype(np.int64), counts @ called.astype(np.int64)
+        hits = counts @ (called & event).astype(np.int64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            chance = events * (n - events) / n  # n times the Brier score of saying the prevalence
+            found["scaled_brier"].append(np.where(chance > 0, 1 - np.sum(counts * squared, axis=1) / chance, nan))
+            found["f1"].append(2 * hits / (events + positive))
+            found["f2"].append(5 * hits / (4 * events + positive))
+    return {name: np.concatenate(samples) for name, samples in found.items()}
 
 
 def average_precision(event: _Bools, p: _Floats, counts: _Ints | _Floats) -> _Floats:

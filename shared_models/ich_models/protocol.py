@@ -11,10 +11,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Recor
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from ich_models.curves import Bin, Decision
 from ich_models.errors import Code, Exclusion
 from ich_models.folds import FoldName
 from ich_models.image_spec import HAEMORRHAGES, HaemorrhageType
-from ich_models.metrics import METRICS, RANGES, TYPE_METRICS, Estimate, Evaluation, OfType
+from ich_models.metrics import METRICS, RANGES, SUBGROUP_METRICS, TYPE_METRICS, Estimate, Evaluation, OfType
 from ich_models.statistics import Moments
 from ich_models.strict import Name, Strict
 
@@ -45,6 +46,7 @@ LOCAL: Final = "local"
 STATISTICS: Final = "query"
 TRAIN: Final = "train"
 THRESHOLD: Final = "evaluate.threshold"
+RECALIBRATE: Final = "evaluate.recalibration"
 EVALUATE: Final = "evaluate.test"
 MODEL: Final = "query.model"
 """flwr message types, one per pair of messages below."""
@@ -152,6 +154,23 @@ class TrainReply(Strict):
     """Per modality that an encoder reads, training patients who have it; none where all have it, or k forbids to say."""
 
 
+class RecalibrationTask(Task):
+    """Which line would make these folds' log-odds right on your own training or validation patients?"""
+
+    folds: Folds
+
+
+LARGEST_COEFFICIENT: Final = 1e3
+Coefficient = Annotated[float, Field(ge=-LARGEST_COEFFICIENT, le=LARGEST_COEFFICIENT)]
+
+
+class RecalibrationReply(Strict):
+    """Per fold intercept and slope (1 where the study recalibrates the intercept alone); None: no such line, or withheld."""
+
+    hospital: Name
+    lines: list[tuple[Coefficient, Coefficient] | None]
+
+
 class ThresholdTask(Task):
     """Which threshold would you choose for these folds, on your own training or validation patients?"""
 
@@ -250,8 +269,59 @@ class TypeAnswer(Strict):
         return self
 
 
+class CalibrationBin(Strict):
+    """Patients with about the same predicted probability: how many, with the event, mean probability."""
+
+    patients: Annotated[int, Field(ge=1, lt=2**53)]
+    events: Count
+    mean: Probability
+
+
+class DecisionPoint(Strict):
+    """Who would be treated from this threshold on."""
+
+    threshold: Probability
+    true_positives: Count
+    false_positives: Count
+
+
+class SubgroupAnswer(Strict):
+    """Figures of one subgroup. `patients` None: withheld (small cells), and all else with it."""
+
+    patients: Count | None
+    events: Count | None
+    metrics: dict[str, Three]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.patients is None) != (self.events is None):
+            raise ValueError("half of a subgroup's counts")
+        _possible(self.metrics, SUBGROUP_METRICS, self.patients or 0, self.events)
+        return self
+
+    @classmethod
+    def of(cls, found: Evaluation | None) -> "SubgroupAnswer":
+        """From an evaluation, or the absence of one."""
+        if found is None:
+            return cls(patients=None, events=None, metrics=dict.fromkeys(SUBGROUP_METRICS, (None, None, None)))
+        metrics = {name: (e.value, e.low, e.high) for name, e in found.metrics.items()}
+        return cls(patients=found.n, events=found.events, metrics=metrics)
+
+    def evaluation(self) -> Evaluation | None:
+        """To an evaluation, if it is told."""
+        if self.patients is None:
+            return None
+        return Evaluation(self.patients, self.events, {name: Estimate(*three) for name, three in self.metrics.items()})
+
+
+Level = Annotated[str, Field(max_length=200)]
+
+
 class Answer(Strict):
-    """One evaluation's figures: per metric value, low and high. A study of slices says nothing there, but of each type."""
+    """One evaluation's figures: per metric value, low and high. A study of slices says nothing there, but of each type.
+
+    `bins`, `decisions`, `subgroups`: those that may be told; empty where `events` is withheld.
+    """
 
     arm: Name
     patients: Count
@@ -259,6 +329,31 @@ class Answer(Strict):
     """None: withheld (small cells), and every metric with it."""
     metrics: dict[str, Three]
     types: dict[HaemorrhageType, TypeAnswer] = {}
+    bins: Annotated[list[CalibrationBin], Field(max_length=64)] = []
+    decisions: Annotated[list[DecisionPoint], Field(max_length=64)] = []
+    subgroups: dict[Level, dict[Level, SubgroupAnswer]] = {}
+
+    @model_validator(mode="after")
+    def _grouped(self) -> Self:
+        events, others = self.events or 0, self.patients - (self.events or 0)
+        if self.events is None and (self.bins or self.decisions or self.subgroups):
+            raise ValueError("groups of withheld events")
+        sums = (sum(one.patients for one in self.bins), sum(one.events for one in self.bins))
+        if self.bins and (sums != (self.patients, events) or any(one.events > one.patients for one in self.bins)):
+            raise ValueError("bins that do not make up the patients")
+        if any(low.mean > high.mean for low, high in zip(self.bins, self.bins[1:], strict=False)):
+            raise ValueError("bins out of order")
+        last = (-1.0, events, others)
+        for one in self.decisions:
+            here = (one.threshold, one.true_positives, one.false_positives)
+            if not (here[0] > last[0] and here[1] <= last[1] and here[2] <= last[2]):
+                raise ValueError("a decision curve that cannot be")
+            last = here
+        for levels in self.subgroups.values():
+            told = [one for one in levels.values() if one.patients is not None]
+            if sum(one.patients or 0 for one in told) > self.patients or sum(one.events or 0 for one in told) > events:
+                raise ValueError("subgroups of more patients than there are")
+        return self
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -278,7 +373,22 @@ class Answer(Strict):
             for kind in HAEMORRHAGES
             if (found := evaluation.types.get(kind)) is not None
         }
-        return cls(arm=arm, patients=evaluation.n, events=evaluation.events, metrics=metrics, types=types)
+        return cls(
+            arm=arm,
+            patients=evaluation.n,
+            events=evaluation.events,
+            metrics=metrics,
+            types=types,
+            bins=[CalibrationBin(patients=b.patients, events=b.events, mean=b.mean) for b in evaluation.bins],
+            decisions=[
+                DecisionPoint(threshold=d.threshold, true_positives=d.true_positives, false_positives=d.false_positives)
+                for d in evaluation.decisions
+            ],
+            subgroups={
+                variable: {level: SubgroupAnswer.of(found) for level, found in levels.items()}
+                for variable, levels in evaluation.subgroups.items()
+            },
+        )
 
     def evaluation(self) -> Evaluation:
         """To an evaluation."""
@@ -286,7 +396,18 @@ class Answer(Strict):
             str(kind): OfType(one.slices.evaluation(), one.patients.evaluation()) for kind, one in self.types.items()
         }
         metrics = {name: Estimate(*three) for name, three in self.metrics.items()}
-        return Evaluation(self.patients, self.events, metrics, types)
+        return Evaluation(
+            self.patients,
+            self.events,
+            metrics,
+            types,
+            tuple(Bin(one.patients, one.events, one.mean) for one in self.bins),
+            tuple(Decision(one.threshold, one.true_positives, one.false_positives) for one in self.decisions),
+            {
+                variable: {level: one.evaluation() for level, one in levels.items()}
+                for variable, levels in self.subgroups.items()
+            },
+        )
 
 
 class EvaluateReply(Strict):

@@ -53,7 +53,7 @@ def fault(
         return Fault.NOT_FINITE
     for name, rows in returned.items():
         limit, base = (largest_norm, sent) if name == WEIGHTS else (largest_state, None)
-        if max(_norm(row, None if base is None else base[index]) for index, row in enumerate(rows)) > limit:
+        if max(norm(row, None if base is None else base[index]) for index, row in enumerate(rows)) > limit:
             return Fault.NORM
     return None
 
@@ -66,8 +66,8 @@ def _pieces(part: slice) -> Iterator[slice]:
     return (slice(start, min(start + PIECE, part.stop)) for start in range(part.start, part.stop, PIECE))
 
 
-def _norm(row: NDArray[np.floating], base: NDArray[np.floating] | None) -> float:
-    """L2 norm of `row - base` in float64."""
+def norm(row: NDArray[np.floating], base: NDArray[np.floating] | None = None) -> float:
+    """L2 norm of `row - base` in float64, piece by piece."""
     squares = 0.0
     with np.errstate(over="ignore"):  # infinite is above any limit
         for piece in _pieces(slice(0, len(row))):

@@ -27,6 +27,8 @@ from ich_models.protocol import (
     EvaluateReply,
     EvaluateTask,
     Question,
+    RecalibrationReply,
+    RecalibrationTask,
     Refusal,
     StatisticsReply,
     StatisticsTask,
@@ -280,6 +282,124 @@ def test_figures_of_few_events_are_withheld(patients: int, events: int, whole: b
     assert {three[0] for three in found.metrics.values()} == {0.5 if whole else None}
 
 
+# --- bins, curve, subgroups -------------------------------------------------------------------------------------------
+
+
+def grouped_site(folder: Path, patients: int = 240, k: int = 10, **evaluation: Any) -> Site:
+    """A hospital whose patients have a sex (never a predictor) and an age, seven of them unknown."""
+    generator = np.random.default_rng(4)
+    x = generator.normal(size=(patients, 3))
+    labels = (generator.random(patients) < 1 / (1 + np.exp(-1.4 * x[:, 0]))).astype(int)
+    sex = generator.integers(0, 2, patients)
+    sex[:7] = 2
+    groups = {"sex": sex, "b": generator.choice([0, 0, 0, 1, 1, 2], patients)}
+    number = {"type": "number", "known_at": "admission"}
+    variables = dict.fromkeys("abc", number) | {
+        "mrs": {"type": "integer", "known_at": "90 days"},
+        "sex": {"type": "category", "levels": ["female", "male"]},
+    }
+    settings = small.federation(
+        table={"variables": variables},
+        evaluation={"small_cells": k, "subgroups": ["sex", {"variable": "b", "cut": [0, 2]}], **evaluation},
+    )
+    ids = tuple(map(str, range(patients)))
+    at = Hospital("north", Patients(ids, x, labels, groups=groups), Limits(small_cells=0), {}, ())
+    return Site(Plan(settings, 42), at, folder)
+
+
+def asked_loho(here: Site) -> tuple[EvaluateTask, EvaluateReply]:
+    """A plain model's evaluation as `work` makes it."""
+    question = Question(arm="loho", folds=["without:north"], thresholds=[0.45])
+    task = EvaluateTask(federation=here.plan.hash, seed=42, folds=["without:north"], questions=[question])
+    rows = {
+        "weights": np.array([[1.2, 0.1, 0.0, -0.2]], np.float32),
+        "constants": np.array([[0, 0, 0, 0, 0, 0, 1, 1, 1]], np.float32),
+    }
+    return task, work.evaluate(here, task, rows)[0]
+
+
+def test_bins_curve_and_subgroups_leave_as_they_were_made(tmp_path: Path) -> None:
+    here = grouped_site(tmp_path)
+    task, made = asked_loho(here)
+    released, _ = release(here, task, made, {})
+    assert isinstance(released, EvaluateReply)
+    (answer,) = released.answers
+    assert answer == made.answers[0]
+    assert sum(one.patients for one in answer.bins) == 240
+    assert len(answer.bins) > 3
+    assert 2 <= len(answer.decisions) < 10, "a finer curve would tell of a few"
+    told = {level: one.patients for level, one in answer.subgroups["sex"].items()}
+    assert told["missing"] is None
+    assert sorted(told.values(), key=str)[0] is not None, "one of the two is told"
+    assert None in (told["female"], told["male"]), "the seven would follow from both"
+    assert tuple(answer.subgroups["b"]) == ("< 0", "0 to < 2", ">= 2", "missing")
+
+
+def test_what_is_told_of_a_subgroup_are_its_patients_figures(tmp_path: Path) -> None:
+    here = grouped_site(tmp_path, k=0)
+    _, made = asked_loho(here)
+    labels, sex = here.hospital.patients.labels, here.hospital.patients.groups["sex"]
+    found = made.answers[0].subgroups["sex"]
+    assert [found[level].patients for level in ("female", "male", "missing")] == np.bincount(sex).tolist()
+    assert found["male"].events == labels[sex == 1].sum()
+    x = here.hospital.patients.table[sex == 1]
+    scores = 1 / (1 + np.exp(-(x @ [1.2, 0.1, 0.0] - 0.2)))
+    brier = np.mean((scores - labels[sex == 1]) ** 2)
+    assert found["male"].metrics["brier"][0] == pytest.approx(brier, abs=1e-6)
+    assert len(made.answers[0].bins) == 10
+    assert len(made.answers[0].decisions) == 10
+
+
+def spoilt(answer: Answer, kind: str) -> Answer:
+    """The answer of a client with a defect."""
+    bins, curve = list(answer.bins), list(answer.decisions)
+    if kind == "a bin of three":
+        first, last = bins[0], bins[-1]
+        three = last.model_copy(update={"patients": 3, "events": 3})
+        rest = last.model_copy(update={"patients": last.patients - 3, "events": last.events - 3, "mean": first.mean})
+        rest = rest.model_copy(update={"mean": last.mean})
+        return answer.model_copy(update={"bins": [*bins[:-1], rest, three]})
+    if kind == "a finer curve":
+        one = curve[0].model_copy(update={"true_positives": curve[1].true_positives + 1})
+        return answer.model_copy(update={"decisions": [one, *curve[1:]]})
+    if kind == "another threshold":
+        return answer.model_copy(update={"decisions": [curve[0].model_copy(update={"threshold": 0.0123})]})
+    if kind == "a name":
+        return answer.model_copy(update={"subgroups": {"Mustermann": answer.subgroups["sex"]}})
+    hidden = answer.subgroups["sex"]["missing"].model_copy(update={"patients": 7, "events": 3})
+    return answer.model_copy(
+        update={"subgroups": {**answer.subgroups, "sex": {**answer.subgroups["sex"], "missing": hidden}}}
+    )
+
+
+@pytest.mark.parametrize("kind", ["a bin of three", "a finer curve", "another threshold", "a name", "a hidden level"])
+def test_groups_that_break_the_rule_do_not_leave_whoever_made_them(kind: str, tmp_path: Path) -> None:
+    here = grouped_site(tmp_path)
+    task, made = asked_loho(here)
+    with pytest.raises(RefusedError) as caught:
+        release(here, task, made.model_copy(update={"answers": [spoilt(made.answers[0], kind)]}), {})
+    assert caught.value.code is Code.EGRESS
+
+
+def test_with_the_events_all_groups_are_withheld(tmp_path: Path) -> None:
+    here = grouped_site(tmp_path)
+    task, made = asked_loho(here)
+    here.hospital.limits.__dict__["small_cells"] = 130  # a hospital may raise k
+    released, _ = release(here, task, made, {})
+    assert isinstance(released, EvaluateReply)
+    (answer,) = released.answers
+    assert (answer.events, answer.bins, answer.decisions, answer.subgroups) == (None, [], [], {})
+
+
+@pytest.mark.parametrize(("events", "said"), [(9, None), (10, (0.1, 1.1)), (31, None)])
+def test_a_line_fitted_to_few_is_withheld(events: int, said: Any, tmp_path: Path) -> None:
+    here = site(hospital(forty(), [1] * events + [0] * (40 - events)), tmp_path, recalibrate="slope")
+    task = RecalibrationTask(federation=here.plan.hash, seed=42, folds=["all"])
+    released, _ = release(here, task, RecalibrationReply(hospital="north", lines=[(0.1, 1.1)]), {})
+    assert isinstance(released, RecalibrationReply)
+    assert released.lines == [said]
+
+
 # --- the closed list --------------------------------------------------------------------------------------------------
 
 
@@ -358,14 +478,24 @@ def test_no_identifier_and_no_patients_value_crosses_the_wire(tmp_path: Path, mo
     monkeypatch.setattr(InProcessGrid, "_through_the_wire", captured)
     members = [
         replace(
-            one, patients=replace(one.patients, ids=tuple(f"CANARY-{one.name}-{n}" for n in range(len(one.patients))))
+            one,
+            patients=replace(
+                one.patients,
+                ids=tuple(f"CANARY-{one.name}-{n}" for n in range(len(one.patients))),
+                groups={"c": np.nan_to_num(one.patients.table[:, 2] > 1).astype(np.int64)},
+            ),
         )
         for one in small.hospitals()
     ]
-    small.study(small.federation(evaluation={"folds": 2}), members, tmp_path, serialise=True)
+    study = small.federation(
+        evaluation={"folds": 2, "recalibrate": "slope", "subgroups": [{"variable": "c", "cut": [1]}]}
+    )
+    small.study(study, members, tmp_path, serialise=True)
     everything = b"".join(crossed)
     assert len(everything) > 20_000
     assert b"without:east" in everything, "it is the study's bytes that were looked at"
+    assert b'"lines":[[' in everything
+    assert b'"< 1":{"patients":' in everything
     assert b"CANARY" not in everything
     for member in members:
         for value in member.patients.table[~np.isnan(member.patients.table)]:

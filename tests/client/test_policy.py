@@ -11,7 +11,7 @@ import pytest
 import small
 from flwr.app import Message, RecordDict
 
-from ich_client import audit, policy
+from ich_client import audit, policy, work
 from ich_client.app import build_app
 from ich_client.hospital import Limits
 from ich_client.site import Site
@@ -237,3 +237,45 @@ def test_a_log_that_was_cut_stops_everything(site: Site, tmp_path: Path) -> None
     log.write_text(log.read_text().splitlines(keepends=True)[0])
     with pytest.raises(DataError, match="the log has been changed"):
         policy.guard(tmp_path)
+
+
+# --- the same patients ------------------------------------------------------------------------------------------------
+
+
+def with_one_more(site: Site, tmp_path: Path) -> Site:
+    """The same hospital after a patient was added."""
+    patients = site.hospital.patients
+    more = patients.take(np.array([*range(len(patients)), 0]))
+    return Site(
+        site.plan, replace(site.hospital, patients=replace(more, ids=(*patients.ids, "new"))), tmp_path / "more"
+    )
+
+
+def test_one_patient_more_is_the_difference_of_two_answers(site: Site) -> None:
+    """The attack: from exact answers about 80 and 81 patients the outcome and the probability of the 81st."""
+    given = rows(site)
+    question = evaluate(site)
+
+    def answer(at: Site) -> tuple[int, int, float, float]:
+        (found,) = work.evaluate(at, question, given)[0].answers
+        n, events = found.patients, found.events or 0
+        return n, events, n * found.metrics["brier"][0], events / found.metrics["observed_expected"][0]
+
+    before, after = answer(site), answer(with_one_more(site, site.models))
+    _, outcome, squared, probability = (b - a for a, b in zip(before, after, strict=True))
+    assert outcome == site.hospital.patients.labels[0]
+    assert (probability - outcome) ** 2 == pytest.approx(squared, abs=1e-9)
+
+
+def test_a_table_that_changed_is_not_answered_about_until_somebody_agrees(site: Site, tmp_path: Path) -> None:
+    folder = tmp_path / "audit"
+    approve(site, folder)
+    assert is_refusal(ask(site, folder, EVALUATE, evaluate(site), rows(site))) is None
+    later = with_one_more(site, tmp_path)
+    assert is_refusal(ask(later, folder, EVALUATE, evaluate(site), rows(site))) is Code.DATA
+    statistics = StatisticsTask(federation=site.plan.hash, seed=42, parts=[0])
+    assert is_refusal(ask(later, folder, STATISTICS, statistics)) is Code.DATA
+    assert is_refusal(ask(site, folder, EVALUATE, evaluate(site), rows(site))) is None
+    approve(site, folder)
+    assert is_refusal(ask(later, folder, EVALUATE, evaluate(site), rows(site))) is None
+    assert is_refusal(ask(site, folder, EVALUATE, evaluate(site), rows(site))) is Code.DATA

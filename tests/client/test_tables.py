@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import re
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -16,7 +17,8 @@ from pyarrow import parquet
 
 from ich_client.hospital import HospitalConfig
 from ich_client.tables import Hospital, load_hospitals
-from ich_models.errors import DataError
+from ich_models.batch import Patients
+from ich_models.errors import ConfigurationError, DataError
 from ich_models.federation import load_federation
 from ich_models.yaml_config import load
 
@@ -104,6 +106,51 @@ def test_a_table_becomes_numbers_in_the_order_of_the_file(hospitals: Loader) -> 
     np.testing.assert_array_equal(north.patients.table, expected)
     assert north.patients.labels.tolist() == [0, 1, 1, 0, 1]
     assert (north.limits.small_cells, north.limits.threads) == (10, 1)
+
+
+def test_subgroups_come_from_any_variable_of_the_table(hospitals: Loader) -> None:
+    """Age is a predictor, the site is not; cells of the table as they are mapped."""
+    study = STUDY + "evaluation: {subgroups: [site, {variable: age, cut: [65, 80]}]}\n"
+    mapping = MAPPING + "    site: {from: SITE, codes: {L: lobar, T: deep}}\n"
+    lines = TABLE.splitlines()
+    table = "\n".join(f"{line},{more}" for line, more in zip(lines, ["SITE", "L", "T", "", "T", "L"], strict=True))
+    (north,) = hospitals(table, mapping, study)
+    assert {name: level.tolist() for name, level in north.patients.groups.items()} == {
+        "site": [0, 1, 2, 1, 0],  # lobar, deep, missing
+        "age": [1, 0, 2, 0, 2],
+    }
+    assert north.patients.take(np.array([4, 2])).groups["site"].tolist() == [0, 2]
+    assert Patients.join([north.patients, north.patients]).groups["age"].tolist() == [1, 0, 2, 0, 2] * 2
+    (problem,) = refused(hospitals, TABLE, MAPPING, study)
+    assert "the study needs 'site' (its subgroups), and it is not mapped" in problem
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ("subgroups: [sit]", "no variable 'sit'"),
+        ("subgroups: [mrs]", "'mrs' is the outcome"),
+        ("subgroups: [age]", "'age' is a number, and no cut is given"),
+        ("subgroups: [{variable: site, cut: [1]}]", "'site' has levels, and cut is for numbers"),
+        ("subgroups: [site, site]", "subgroups names a variable twice"),
+        ("subgroups: [{variable: age, cut: [80, 65]}]", "do not rise"),
+        ("decision_thresholds: [0.2, 0.2]", "decision_thresholds names one twice"),
+        ("cross_site: true", "cross_site tests the local models, and there are none"),
+        ("comparisons: {ich_score: {}}", "the ICH score's volume is to be predictor 'volume', and there is none"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused_with_its_place(
+    evaluation: str, message: str, hospitals: Loader
+) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(message)) as caught:
+        hospitals(study=STUDY + f"evaluation: {{{evaluation}}}\n")
+    assert all(str(problem).startswith("study.yaml:15:") for problem in caught.value.problems)
+
+
+def test_what_is_not_trained_cannot_be_recalibrated(hospitals: Loader) -> None:
+    study = STUDY.replace("{name: logistic}", "{name: ich_score, volume: age, infratentorial: ivh}")
+    with pytest.raises(ConfigurationError, match="network 'ich_score' has no one output that can be recalibrated"):
+        hospitals(study=study + "evaluation: {recalibrate: slope}\n")
 
 
 def test_formats_give_the_same_patients(hospitals: Loader, tmp_path: Path) -> None:

@@ -3,11 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small
+from sklearn.metrics import roc_auc_score
 
+from ich_client.hospital import Limits
+from ich_client.tables import Hospital
 from ich_deploy import arms
-from ich_deploy.arms import compare
+from ich_deploy.arms import Scored, compare, cross_site
+from ich_models.batch import Patients
+from ich_models.metrics import Estimate
 
 RECIPE = {"epochs": 2, "batch": 16, "optimizer": small.SGD}
 
@@ -43,6 +49,105 @@ def test_each_model_leaves_out_whom_it_is_tested_on(tmp_path: Path, monkeypatch:
     for arm in found.values():
         assert {name: e.n for name, e in arm.hospitals.items()} == {"east": 50, "north": 80, "south": 65}
         assert arm.pooled.n == 195
+
+
+def clinic(name: str, patients: int, seed: int) -> Hospital:
+    """A hospital with the five items of the ICH score as its table, of whom higher scores die more often."""
+    generator = np.random.default_rng((seed, *name.encode()))
+    table = np.stack(
+        [
+            generator.integers(3, 16, patients),
+            generator.integers(40, 95, patients),
+            generator.gamma(1.5, 20, patients),
+            generator.integers(0, 2, patients),
+            generator.random(patients) < 0.2,
+        ],
+        axis=1,
+    ).astype(float)
+    gcs, age, volume, ivh, below = table.T
+    score = (gcs < 13) + (gcs < 5).astype(int) + (age >= 80) + (volume >= 30) + (ivh == 1) + (below == 1)
+    labels = (generator.random(patients) < 1 / (1 + np.exp(2.5 - 1.2 * score))).astype(np.int64)
+    return Hospital(name, Patients(tuple(f"{name}{n}" for n in range(patients)), table, labels), Limits(), {}, ())
+
+
+ITEMS = {
+    "gcs": {"type": "integer", "known_at": "admission"},
+    "age": {"type": "number", "known_at": "admission"},
+    "volume": {"type": "number", "known_at": "admission"},
+    "ivh": {"type": "yes_no", "known_at": "admission"},
+    "infratentorial": {"type": "yes_no", "known_at": "admission"},
+    "mrs": {"type": "integer", "known_at": "90 days"},
+}
+
+
+def test_table_and_ich_score_are_compared_on_the_same_patients(tmp_path: Path) -> None:
+    settings = small.federation(
+        network={"name": "mlp", "hidden": [4]},
+        table={"variables": ITEMS, "predictors": list(ITEMS)[:-1]},
+        evaluation={"comparisons": {"tabular": RECIPE, "ich_score": {}}},
+    )
+    members = [clinic("east", 90, 1), clinic("north", 120, 2), clinic("south", 100, 3)]
+    result = small.study(settings, members, tmp_path)
+    plan = small.Plan(settings, 42)
+    found = dict(compare(plan, small.sites(plan, members, tmp_path), result))
+    assert list(found) == ["loho", "tabular", "ich_score"]
+    north = members[1].patients
+    gcs, age, volume, ivh, below = north.table.T
+    score = (gcs < 13) + (gcs < 5).astype(int) + (age >= 80) + (volume >= 30) + (ivh == 1) + (below == 1)
+    assert found["ich_score"].hospitals["north"].metrics["auroc"].value == pytest.approx(
+        roc_auc_score(north.labels, score), abs=1e-12
+    )
+    for arm in ("tabular", "ich_score"):
+        assert found[arm].reference == "loho"
+        for name, one in found[arm].differences.items():
+            ours, theirs = (found[each].hospitals[name].metrics["auroc"].value for each in (arm, "loho"))
+            assert one.value == pytest.approx(ours - theirs, abs=1e-12)
+            assert one.low is not None
+            assert one.low < one.value < one.high
+    assert found["loho"].reference is None
+    assert {e.n for e in found["tabular"].hospitals.values()} == {90, 120, 100}
+
+
+def test_a_difference_has_delongs_paired_interval() -> None:
+    """Against the full matrix of pairs, as DeLong et al. write it."""
+    generator = np.random.default_rng(1)
+    labels = (generator.random(80) < 0.4).astype(np.int64)
+    first = generator.normal(size=80) + labels
+    second = first + generator.normal(size=80)
+    limit = np.full(80, 0.5)
+    one, two = Scored(labels, first, limit), Scored(labels, second, limit)
+    found = arms._differences({"x": one}, {"x": two})["x"]
+    wins = [(s[labels == 1][:, None] > s[labels == 0]).astype(float) for s in (first, second)]
+    gap = wins[0] - wins[1]
+    variance = gap.mean(1).var(ddof=1) / gap.shape[0] + gap.mean(0).var(ddof=1) / gap.shape[1]
+    half = 1.959963984540054 * np.sqrt(variance)
+    assert found.value == pytest.approx(gap.mean(), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((gap.mean() - half, gap.mean() + half), abs=1e-12)
+    assert arms._differences({"x": one}, {"x": one})["x"] == Estimate(0.0, None, None)
+    assert arms._differences({"x": Scored(labels * 0, first, limit)}, {"x": Scored(labels * 0, second, limit)}) == {}
+    with pytest.raises(ValueError, match="other patients"):
+        arms._differences({"x": one}, {"x": Scored(1 - labels, second, limit)})
+
+
+def test_every_local_model_is_tested_at_every_other_hospital(tmp_path: Path) -> None:
+    settings = small.federation(evaluation={"folds": 2, "cross_site": True, "comparisons": {"local": RECIPE}})
+    members, plan = small.hospitals(), small.Plan(settings, 42)
+    at_work = small.sites(plan, members, tmp_path)
+    result = small.study(settings, members, tmp_path)
+    local = dict(compare(plan, at_work, result))["local"]
+    recipe = settings.evaluation.comparisons.local
+    assert recipe is not None
+    found = cross_site(plan, at_work, recipe, local)
+    names = ["east", "north", "south"]
+    assert {name: list(row) for name, row in found.items()} == dict.fromkeys(names, names)
+    for name in names:
+        assert found[name][name] == local.hospitals[name].metrics["auroc"]
+    model = arms.train_alone(plan, [at_work["east"]], 0, recipe, (42, 1, *b"east"))
+    fill, centre, scale = model.rows["constants"][0].reshape(3, -1).astype(float)
+    north = members[1].patients
+    x = (np.where(np.isnan(north.table), fill, north.table) - centre) * scale
+    scores = x @ model.rows["weights"][0][:-1]
+    assert found["east"]["north"].value == pytest.approx(roc_auc_score(north.labels, scores), abs=1e-3)
 
 
 @pytest.mark.parametrize("part", [1, 2])

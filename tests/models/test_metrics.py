@@ -17,10 +17,12 @@ from ich_models.metrics import (
     METRICS,
     MIN_PER_CLASS,
     RANGES,
+    SUBGROUP_METRICS,
     Estimate,
     delong,
     delong_paired,
     evaluate,
+    evaluate_subgroup,
     youden_threshold,
 )
 
@@ -53,9 +55,10 @@ def naive_delong(y, *scores):
 
 def test_the_order_of_metrics_is_fixed():
     assert " ".join(METRICS) == (
-        "auroc auprc brier calibration_slope calibration_intercept accuracy f1 recall precision specificity"
+        "auroc auprc prevalence brier scaled_brier observed_expected calibration_slope calibration_intercept"
+        " accuracy f1 f2 recall precision specificity npv"
     )
-    assert set(RANGES) == {*METRICS, "f2"}
+    assert set(RANGES) == {*METRICS, "auroc_difference"}
 
 
 # By hand
@@ -102,6 +105,76 @@ def test_calibration_in_the_large_of_one_score_by_hand():
     assert found["calibration_intercept"].high == pytest.approx(math.log(4) + Z * error)
     assert found["calibration_slope"] == NOTHING
     assert found["auroc"] == Estimate(0.5, None, None)
+
+
+def test_what_is_new_of_six_patients_by_hand():
+    found = evaluate(Y, P, 0.8).metrics
+    assert found["prevalence"].value == 0.5
+    assert found["npv"].value == pytest.approx(2 / 4)  # four below 0.8, two of them without the event
+    assert found["f2"].value == pytest.approx(5 / (5 + 1 + 4 * 2))  # tp 1, fp 1, fn 2
+    assert found["observed_expected"].value == pytest.approx(3 / 3.3)
+    brier = (0.01 + 0.64 + 0.09 + 0.16 + 0.36 + 0.01) / 6
+    assert found["scaled_brier"].value == pytest.approx(1 - brier / 0.25)
+
+
+def test_observed_over_expected_by_its_formula():
+    """Debray et al. (BMJ 2017): 100 events of 400, 125 expected; se(log O/E) = sqrt(0.75 / 100)."""
+    y = np.repeat([1, 0], [100, 300])
+    ratio = evaluate(y, np.full(400, 125 / 400), 0.5, resamples=0).metrics["observed_expected"]
+    assert ratio.value == pytest.approx(0.8)
+    reach = math.exp(Z * math.sqrt(0.75 / 100))
+    assert (ratio.low, ratio.high) == pytest.approx((0.8 / reach, 0.8 * reach), rel=1e-12)
+    assert evaluate([0] * 20, [0.2] * 20, 0.5).metrics["observed_expected"] == Estimate(0.0, None, None)
+    assert evaluate([1] * 20, [0.2] * 20, 0.5).metrics["observed_expected"] == Estimate(pytest.approx(5.0), None, None)
+    assert evaluate([0, 1], [0.0, 0.0], 0.5).metrics["observed_expected"] == NOTHING
+
+
+def test_scaled_brier_is_0_for_the_prevalence_and_1_for_certainty():
+    y = np.repeat([1, 0], [30, 70])
+    assert evaluate(y, np.full(100, 0.3), 0.5).metrics["scaled_brier"].value == pytest.approx(0, abs=1e-12)
+    assert evaluate(y, y.astype(float), 0.5).metrics["scaled_brier"].value == 1
+    assert evaluate(y, 1.0 - y, 0.5).metrics["scaled_brier"].value == pytest.approx(1 - 1 / 0.21)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_f2_npv_and_bootstrap_agree_with_scikit_learn(seed):
+    y, p = simulated(120, seed, grid=20)
+    found = evaluate(y, p, 0.4, seed=7, resamples=200).metrics
+    called = p >= 0.4
+    assert found["f2"].value == pytest.approx(sk.fbeta_score(y, called, beta=2), abs=1e-15)
+    assert found["npv"].value == sk.precision_score(1 - y, ~called)
+    order = np.lexsort((called, y, p))[::-1]
+    draws = np.random.Generator(np.random.PCG64(7)).integers(0, 120, size=(200, 120))
+    f2, scaled = [], []
+    for row in draws:
+        labels, scores = y[order][row], p[order][row]
+        f2.append(sk.fbeta_score(labels, scores >= 0.4, beta=2))
+        scaled.append(1 - sk.brier_score_loss(labels, scores) / (labels.mean() * (1 - labels.mean())))
+    for name, samples in (("f2", f2), ("scaled_brier", scaled)):
+        assert (found[name].low, found[name].high) == pytest.approx(tuple(np.percentile(samples, [2.5, 97.5])))
+
+
+def test_sums_over_hospitals_are_those_of_all_patients():
+    """Events, the Brier score and O/E of all patients follow from each hospital's own; so does the scaled Brier."""
+    parts = [simulated(n, n) for n in (60, 90, 200)]
+    whole = evaluate(*(np.concatenate([part[side] for part in parts]) for side in (0, 1)), 0.5, resamples=0)
+    each = [evaluate(*part, 0.5, resamples=0) for part in parts]
+    n, events = sum(one.n for one in each), sum(one.events for one in each)
+    brier = sum(one.n * one.metrics["brier"].value for one in each) / n
+    expected = sum(one.events / one.metrics["observed_expected"].value for one in each)
+    assert (n, events) == (whole.n, whole.events)
+    assert brier == pytest.approx(whole.metrics["brier"].value, abs=1e-12)
+    assert events / expected == pytest.approx(whole.metrics["observed_expected"].value, rel=1e-12)
+    prevalence = events / n
+    assert 1 - brier / (prevalence * (1 - prevalence)) == pytest.approx(whole.metrics["scaled_brier"].value, abs=1e-12)
+
+
+def test_a_subgroup_has_its_own_metrics_alone():
+    y, p = simulated(80, 4)
+    found = evaluate_subgroup(y, p)
+    assert tuple(found.metrics) == SUBGROUP_METRICS
+    whole = evaluate(y, p, 0.5).metrics
+    assert all(found.metrics[name] == whole[name] for name in SUBGROUP_METRICS)
 
 
 def test_intervals_by_their_formulas():
@@ -470,7 +543,7 @@ def test_every_value_and_interval_is_possible(rows, threshold):
         assert math.isfinite(estimate.value)
         if estimate.low is not None and estimate.high is not None:
             assert lowest <= estimate.low < estimate.high <= highest
-            if name not in ("auprc", "f1"):
+            if name not in ("auprc", "scaled_brier", "f1", "f2"):  # percentiles of a bootstrap
                 assert estimate.low - 1e-12 <= estimate.value <= estimate.high + 1e-12
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.linalg import null_space
 from scipy.special import expit, logit
 
-from ich_server.meta_analysis import Summary, random_effects, summarise_auroc
+from ich_server.meta_analysis import Summary, random_effects, summarise_auroc, summarise_ratio
 
 Z = 1.959963984540054
 
@@ -266,3 +266,25 @@ def test_auroc_of_one_hospital():
 def test_auroc_that_cannot_be_pooled_is_refused(values, variances, message):
     with pytest.raises(ValueError, match=message):
         summarise_auroc(values, variances)
+
+
+# --- ratios -----------------------------------------------------------------------------------------------------------
+
+
+def test_ratios_are_pooled_as_logarithms():
+    """The BCG trials' risk ratios: metafor's 0.4894 (0.3441-0.6962 normal; Hartung-Knapp here), tau2 0.3132."""
+    effects, variances = bcg()
+    found = summarise_ratio(np.exp(effects), variances)
+    plain = random_effects(effects, variances)
+    assert found.estimate == pytest.approx(0.4894, abs=5e-5)
+    assert found.tau**2 == pytest.approx(pymare_tau2(effects, variances), rel=1e-6)
+    assert (found.low, found.high) == pytest.approx((math.exp(plain.low), math.exp(plain.high)), rel=1e-12)
+    assert (found.prediction_low, found.prediction_high) == pytest.approx(
+        (math.exp(plain.prediction_low), math.exp(plain.prediction_high)), rel=1e-12
+    )
+    assert (found.k, found.i2) == (plain.k, plain.i2)
+
+
+def test_a_ratio_of_nothing_cannot_be_pooled():
+    with pytest.raises(ValueError, match="positive"):
+        summarise_ratio([0.0, 1.2], [0.1, 0.1])

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ich_models.metrics import METRICS
 from ich_server.report import plots
-from ich_server.report.page import render, write_report
+from ich_server.report.page import AT_THRESHOLD, render, write_report
 from ich_server.results import Figure, Quarantined, Results
 from ich_server.summary import estimate, hospitals_of, metric, pooled
 from ich_server.terminal import summary_table
@@ -101,13 +101,15 @@ def test_figures_can_be_read_aloud(three: Results) -> None:
 @pytest.mark.parametrize("arm", ["loho", "local"])
 def test_the_page_has_the_numbers_of_the_results(many_hospitals: Results, arm: str) -> None:
     caption = {"loho": "Leave-one-hospital-out", "local": "Local only"}[arm]
-    rows = table(parse(render(many_hospitals)), caption)
-    found = many_hospitals.arms[arm]
-    assert list(rows)[:-1] == list(hospitals_of(found))
+    tree, found = parse(render(many_hospitals)), many_hospitals.arms[arm]
+    rows, decided = table(tree, caption), table(tree, f"{caption}, at the threshold")
+    assert list(rows)[:-1] == list(decided)[:-1] == list(hospitals_of(found))
     for hospital, figures in found.hospitals.items():
         n, events, *cells = rows[hospital]
         assert (n, events) == (f"{figures.n:,}", f"{figures.events:,}")
-        for name, cell in zip(METRICS, cells, strict=True):
+        assert decided[hospital][:2] == [n, events]
+        others = [name for name in METRICS if name not in AT_THRESHOLD]
+        for name, cell in zip([*others, *AT_THRESHOLD], cells + decided[hospital][2:], strict=True):
             figure = metric(figures, name)
             assert cell == estimate(name, figure.value, figure.low, figure.high)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import small
+import statsmodels.api as sm
 import torch
 from flwr.app import Array, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -29,6 +30,7 @@ from ich_models.protocol import (
     StatisticsReply,
     ThresholdReply,
     TrainReply,
+    TrainTask,
     from_record,
     to_record,
 )
@@ -147,6 +149,94 @@ def test_nothing_of_a_fold_depends_on_its_held_out_hospital(strategy: dict[str, 
             assert rows.tobytes() == after.of([fold])[name].tobytes(), (fold, name)
         assert before.thresholds[fold] == after.thresholds[fold]
         assert before.of(["all"])["weights"].tobytes() != after.of(["all"])["weights"].tobytes()
+
+
+@pytest.mark.parametrize("kind", ["intercept", "slope"])
+def test_nothing_of_a_folds_recalibration_depends_on_its_held_out_hospital(kind: str, tmp_path: Path) -> None:
+    """Line, recalibrated weights and the threshold chosen after it: the same to the byte."""
+    settings = small.federation(evaluation={"validation": 0.25, "recalibrate": kind})
+    members = small.hospitals()
+    before = small.study(settings, members, tmp_path / "before")
+    others = [member if member.name != "north" else small.hospital("north", 111, 9) for member in members]
+    after = small.study(settings, others, tmp_path / "after")
+    fold = "without:north"
+    assert before.lines[fold] == after.lines[fold] != (0.0, 1.0)
+    assert before.of([fold])["weights"].tobytes() == after.of([fold])["weights"].tobytes()
+    assert before.thresholds[fold] == after.thresholds[fold]
+    assert before.lines["all"] != after.lines["all"]
+
+
+def test_a_fold_is_recalibrated_by_the_patient_weighted_mean_of_its_hospitals_lines(tmp_path: Path) -> None:
+    members = small.hospitals()
+    plain = small.study(small.federation(), members, tmp_path / "plain")
+    found = small.study(small.federation(evaluation={"recalibrate": "slope"}), members, tmp_path / "found")
+    rows = plain.of(["without:north"])
+    lines = []
+    for member in (members[0], members[2]):
+        p = plain_logistic(rows, member.patients.table)
+        x = np.log(p / (1 - p))
+        fitted = sm.Logit(member.patients.labels, sm.add_constant(x)).fit(disp=0, tol=1e-14)
+        lines.append(fitted.params * len(member.patients))
+    intercept, slope = sum(lines) / (50 + 65)
+    assert found.lines["without:north"] == pytest.approx((intercept, slope), abs=1e-5)
+    weights = rows["weights"][0] * slope
+    weights[-1] += intercept
+    assert found.of(["without:north"])["weights"][0] == pytest.approx(weights, abs=1e-5)
+    (answer,) = found.answers["north"]
+    p = plain_logistic(found.of(["without:north"]), members[1].patients.table)
+    assert answer.metrics["brier"][0] == pytest.approx(np.mean((p - members[1].patients.labels) ** 2), abs=1e-6)
+
+
+def test_a_threshold_is_chosen_after_the_recalibration(tmp_path: Path) -> None:
+    """With `choose_round: best` thresholds come with the validation losses, before the line is known: they are asked anew.
+
+    The last round is the best of every fold here, so both ways end with the same model.
+    """
+    ways = {}
+    for way in ("last", "best"):
+        evaluation = {"validation": 0.25, "recalibrate": "slope", "choose_round": way}
+        ways[way] = small.study(small.federation(evaluation=evaluation), small.hospitals(), tmp_path / way)
+    assert ways["best"].rows["weights"].tobytes() == ways["last"].rows["weights"].tobytes()
+    assert ways["best"].thresholds == ways["last"].thresholds
+
+
+def test_a_resumed_study_is_recalibrated_once(tmp_path: Path) -> None:
+    settings = small.federation(evaluation={"recalibrate": "slope"})
+    whole = small.study(settings, small.hospitals(), tmp_path)
+    (tmp_path / "server" / "study.safetensors").unlink()
+    again = small.study(settings, small.hospitals(), tmp_path, resume=True)
+    assert same(whole, again)
+    assert whole.lines == again.lines
+    kept = small.study(settings, small.hospitals(), tmp_path, resume=True)
+    assert kept.lines == whole.lines
+
+
+def test_drift_is_the_norm_of_what_each_hospital_returned(tmp_path: Path) -> None:
+    """One round of FedAvg in float64: the updates by hand from what came back; the step is their weighted mean."""
+    came: dict[str, np.ndarray] = {}
+
+    def listening(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type == TRAIN:
+                answer, rows = from_record(reply.content, TrainReply)
+                sent = from_record(message.content, TrainTask)[1]
+                came[answer.hospital] = rows["weights"][0] - sent["weights"][0]
+            return reply
+
+        return call  # type: ignore[return-value]
+
+    settings = small.federation(network={"name": "logistic", "dtype": "float64"}, stage={"rounds": 1})
+    found = small.study(settings, small.hospitals(), tmp_path, around=listening)
+    (entry,) = found.history
+    drift = entry["drift"]
+    sizes = {"east": 50, "north": 80, "south": 65}
+    assert drift["updates"] == pytest.approx({name: np.linalg.norm(moved) for name, moved in came.items()})
+    mean = sum(sizes[name] * moved for name, moved in came.items()) / 195
+    assert drift["step"] == pytest.approx(np.linalg.norm(mean), abs=1e-12)
+    squares = sum(sizes[name] * moved @ moved for name, moved in came.items()) / 195
+    assert drift["agreement"] == pytest.approx(np.linalg.norm(mean) / np.sqrt(squares), abs=1e-12)
+    assert 0 < drift["agreement"] < 1
 
 
 def test_permuted_labels_give_an_auroc_of_one_half_within_its_interval(tmp_path: Path) -> None:

@@ -1,16 +1,16 @@
 """`report.html`: a study's results on one self-contained page, without scripts and without a single request."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from ich_models.files import write_atomic
 from ich_models.metrics import METRICS, MIN_PER_CLASS, TYPE_METRICS
-from ich_server.report import plots
+from ich_server.report import evaluation, plots
+from ich_server.report.parts import Cell, Picture, Row, Table
 from ich_server.results import LEVELS, Arm, Figures, Group, Level, Results, macro
 from ich_server.summary import (
     FEW,
@@ -56,33 +56,6 @@ _ENVIRONMENT: Final = Environment(
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A number and, on a line below it, its interval."""
-
-    value: str
-    around: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table: what it is about, then its cells."""
-
-    head: str
-    cells: tuple[Cell, ...]
-    total: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with a caption; `open`: not folded away."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Card:
     """One number of the headline, its intervals, and what it rests on."""
 
@@ -90,14 +63,6 @@ class Card:
     value: str
     intervals: tuple[str, ...]
     note: str
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with the text under it."""
-
-    svg: Markup
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -141,7 +106,8 @@ def render(results: Results, pictures: Sequence[Photo] = ()) -> str:
         arm_metrics=_arm_metrics(results),
         arms_plot=_arms_plot(results),
         descriptions=[(arm_label(name), _description(results, name)) for name in in_order(results)],
-        details=[_details(name, results.arms[name]) for name in in_order(results)],
+        details=[table for name in in_order(results) for table in _details(name, results.arms[name])],
+        evaluation=evaluation.sections(results, main) if main else [],
         training=_training(results),
         photos=pictures,
         quarantined=_quarantined(results),
@@ -181,6 +147,7 @@ def _render_types(results: Results, arm: Arm) -> str:
         arms_plot=None,
         descriptions=[],
         details=tables,
+        evaluation=[],
         training=_training(results),
         photos=(),
         quarantined=_quarantined(results),
@@ -398,8 +365,10 @@ def _across(arm: Arm) -> Table:
         columns,
         rows,
         "Random effects: REML with Hartung–Knapp intervals over the hospitals with at least"
-        f" {MIN_PER_CLASS} events and {MIN_PER_CLASS} non-events; τ (standard deviation between hospitals) and I² are on"
-        " the scale of the analysis, for the AUROC its logit. Perfect calibration: slope 1, intercept 0.",
+        f" {MIN_PER_CLASS} events and {MIN_PER_CLASS} non-events, k in number; τ (standard deviation between hospitals) and I² are"
+        " on the scale of the analysis: of the AUROC its logit, of O/E its logarithm. I² = τ² / (τ² + s²) with s² the typical"
+        " variance within hospitals (Higgins & Thompson 2002). Prediction interval: t with k − 2 degrees of freedom, from 4"
+        " hospitals on. Perfect calibration: O/E 1, slope 1, intercept 0.",
     )
 
 
@@ -439,17 +408,23 @@ def _hospitals(results: Results) -> Table:
     return Table("Patients of each hospital", ("Hospital", "Patients", "Events", "Left out", "Why"), tuple(rows))
 
 
-def _details(name: str, arm: Arm) -> Table:
-    columns = ("Hospital", "Patients", "Events", *(LABELS[each] for each in METRICS))
-    rows = [_details_row(hospital, figures) for hospital, figures in hospitals_of(arm).items()]
-    if arm.pooled is not None:
-        rows.append(_details_row("All test patients (simulation only)", arm.pooled, total=True))
-    return Table(arm_label(name), columns, tuple(rows), arm.description)
+AT_THRESHOLD: Final = ("accuracy", "f1", "f2", "recall", "precision", "specificity", "npv")
+"""The metrics that depend on the threshold; they have a table of their own, as one of all would be too wide to print."""
 
 
-def _details_row(head: str, figures: Figures, *, total: bool = False) -> Row:
+def _details(name: str, arm: Arm) -> Iterator[Table]:
+    others = tuple(each for each in METRICS if each not in AT_THRESHOLD)
+    for caption, metrics in ((arm_label(name), others), (f"{arm_label(name)}, at the threshold", AT_THRESHOLD)):
+        columns = ("Hospital", "Patients", "Events", *(LABELS[each] for each in metrics))
+        rows = [_details_row(hospital, figures, metrics) for hospital, figures in hospitals_of(arm).items()]
+        if arm.pooled is not None:
+            rows.append(_details_row("All test patients (simulation only)", arm.pooled, metrics, total=True))
+        yield Table(caption, columns, tuple(rows), arm.description)
+
+
+def _details_row(head: str, figures: Figures, metrics: Sequence[str], *, total: bool = False) -> Row:
     counts = (Cell(f"{figures.n:,}"), Cell(count(figures.events)))
-    return Row(head, (*counts, *(_cell(figures, name) for name in METRICS)), total)
+    return Row(head, (*counts, *(_cell(figures, name) for name in metrics)), total)
 
 
 def _arms(results: Results) -> Table | None:
