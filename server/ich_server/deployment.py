@@ -16,7 +16,7 @@ from ich_models.federation import Federation
 from ich_models.protocol import PACKAGE
 from ich_server import checkpoint, results, status
 from ich_server.flower import Link
-from ich_server.handover import hand_over
+from ich_server.handover import hand_over, keep
 from ich_server.report.page import write_report
 from ich_server.results import ArmFound, Results
 from ich_server.rounds import Quarantine
@@ -182,6 +182,7 @@ def run(
         kept, failed = hand_over(link.grid, plan, study, {name: node for node, name in link.names.items()})
         log.info("seed %s: the model is at %s", seed, ", ".join(kept) or "no hospital")
         reporter.add(seed, failed)
+        keep(plan, study, out / "model" / f"seed-{seed}")
         studies.append(study)
         arms.append(results.answered(study))
     whole = results.assemble(federation, federation.training.seeds, studies, arms)
