@@ -1,0 +1,49 @@
+"""The coordinator's commands on a finished run: export, log, dossier, verify."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ich_models.errors import ConfigurationError
+from ich_server import home, results_file
+from ich_server.export.write import export as write_export
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="folder that ich-simulate wrote, or the federation folder")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands on the application."""
+    for command, example in ((export, "ich-server export runs/demo/results --to exported --onnx --monai"),):
+        app.command(epilog=f"Example: {example}")(command)
+
+
+def _say(word: str, text: object) -> None:
+    Console(highlight=False, soft_wrap=True).print(f"{word:<10} {text}", markup=False)
+
+
+def export(
+    run: RunArgument,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="an empty folder, or one of an earlier export")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="also as ONNX, compared with the model by onnxruntime")] = False,
+    monai: Annotated[bool, typer.Option("--monai", help="also as a MONAI bundle (TorchScript)")] = False,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="of several seeds; the first if left out")] = None,
+) -> None:
+    """Write the model of all hospitals for others: weights, preparation, model card, hashes; research use only.
+
+    The folder is also a model for ich-client predict --model.
+    """
+    found = results_file.read(run / "results.json")
+    if seed is not None and seed not in found.seeds:
+        raise ConfigurationError(f"no seed {seed} in this run", hint=f"it has {', '.join(map(str, found.seeds))}")
+    weights = home.open_home(run).weights if (run / home.SETTINGS).exists() else {}
+    lines = write_export(run, found, to, seed=seed, as_onnx=onnx, as_monai=monai, weights=weights)
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        _say(digest[:8], to / name)
+    if onnx:
+        _say("verified", "onnxruntime gives the same probabilities, in a process without this package")
+    _say("use", "research only; MODEL_CARD.md says what the model is and is not")
