@@ -6,7 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ich_models import dossier as dossiers
 from ich_models.errors import ConfigurationError
+from ich_server import dossiers as making
 from ich_server import home, results_file
 from ich_server.export.write import export as write_export
 
@@ -47,3 +49,41 @@ def export(
     if onnx:
         _say("verified", "onnxruntime gives the same probabilities, in a process without this package")
     _say("use", "research only; MODEL_CARD.md says what the model is and is not")
+
+
+def dossier(
+    run: RunArgument,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="FILE", help="by default STUDY.dossier.zip in the run's folder")
+    ] = None,
+    audit: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="a hospital's export of its audit log; may be given several times"),
+    ] = None,
+) -> None:
+    """Put a run's findings into one signed file: results, report, study, versions, hashes of the models.
+
+    It is signed with the federation's CA; of a simulation with one that is made for it. Of an audit log only its head
+    is taken over. Anybody can check the file with verify.
+    """
+    name = results_file.read(run / "results.json").study.name
+    path = to or run / f"{name}.dossier.zip"
+    manifest = making.write(run, path, audit or ())
+    _say("written", path)
+    for hospital, head in sorted(manifest.audits.items()):
+        _say("audit", f"{hospital}: {head.lines} replies, head {head.replies[:16]}")
+    _say("next", f"whoever has the file runs: ich-server verify {path.name}, or ich-client verify {path.name}")
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="that ich-server dossier wrote")],
+    folder: Annotated[
+        Path | None, typer.Option("--home", metavar="DIR", help="the federation folder whose CA must have signed it")
+    ] = None,
+) -> None:
+    """Check a dossier: every byte, the signature, the hashes, the study. Says in one line who signed what.
+
+    Exit code 3 if anything is not as it was signed.
+    """
+    own = None if folder is None else (home.open_home(folder).pki / "ca.pem").read_bytes()
+    _say("verified", dossiers.said(dossiers.verify(file, own), own is not None))

@@ -70,8 +70,9 @@ def limits(model: Model, results: Results) -> list[str]:
     said = [
         "Nobody has tested it on patients of other times, countries or scanners than those of the study.",
         "The hospitals' data stayed where they are: what their tables and images mean was checked by rules, not looked at.",
-        f"The figures are of {many_seeds(results.seeds)}; the weights are those of seed {model.plan.seed}.",
     ]
+    if len(results.seeds) > 1:
+        said.append(f"The figures are of {many_seeds(results.seeds)}; the weights are those of seed {model.plan.seed}.")
     if main == "loho":
         said.append(
             "Leave-one-hospital-out figures are of models that each lacked one hospital; this model learnt from all of them"
@@ -154,7 +155,9 @@ def _trained(results: Results) -> Iterator[str]:
                 "all",
                 f"{sum(found.n for found in results.hospitals.values()):,}",
                 total(found.events for found in results.hospitals.values()),
-                f"{sum(found.training or 0 for found in results.hospitals.values()):,}",
+                f"{sum(learnt):,}"
+                if (learnt := [f.training for f in results.hospitals.values() if f.training])
+                else "",
             ),
         ],
     )
