@@ -19,7 +19,11 @@ RunArgument = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Put the commands on the application."""
-    for command, example in ((export, "ich-server export runs/demo/results --to exported --onnx --monai"),):
+    for command, example in (
+        (export, "ich-server export runs/demo/results --to exported --onnx --monai"),
+        (dossier, "ich-server dossier runs/demo/results"),
+        (verify, "ich-server verify demo.dossier.zip"),
+    ):
         app.command(epilog=f"Example: {example}")(command)
 
 
