@@ -70,7 +70,7 @@ def _column(name: str, chosen: dict[str, Variable]) -> dict[str, Any]:
         }
     stem, level, value = name.partition("=")
     if level:
-        what = "missing" if value == MISSING else f"is '{value}'"
+        what = "is missing" if value == MISSING else f"is '{value}'"
         return {"variable": stem, "is": f"1 where it {what}, else 0", "known_at": chosen[stem].known_at}
     stem = name.removesuffix("?")
     return {"variable": stem, "is": "1 where it is missing, else 0", "known_at": chosen[stem].known_at}
