@@ -12,7 +12,7 @@ from processes import STUDY, Federation, federation, free_port, write_study
 pytestmark = [pytest.mark.slow, needed]
 
 HOSPITALS = ("east", "north", "south")
-ROUNDS = 30
+ROUNDS = 12
 TRAINING = {
     **STUDY["training"],
     "stages": [{"rounds": ROUNDS, "epochs": 40, "batch": 8, "optimizer": {"name": "sgd", "lr": 0.02}}],

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from ich_models.metrics import METRICS, TYPE_METRICS
+from ich_server.report import facts
 from ich_server.results import Arm, Figure, Results, macro
 from ich_server.summary import (
     FEW,
@@ -66,32 +67,13 @@ def _data(results: Results) -> list[tuple[str, Any]]:
 
 def limits(model: Model, results: Results) -> list[str]:
     """What nobody should overlook, as far as the run knows it."""
-    main = main_arm(results)
-    said = [
-        "Nobody has tested it on patients of other times, countries or scanners than those of the study.",
-        "The hospitals' data stayed where they are: what their tables and images mean was checked by rules, not looked at.",
-    ]
+    said = facts.limits(results)
     if len(results.seeds) > 1:
         said.append(f"The figures are of {many_seeds(results.seeds)}; the weights are those of seed {model.plan.seed}.")
-    if main == "loho":
-        said.append(
-            "Leave-one-hospital-out figures are of models that each lacked one hospital; this model learnt from all of them"
-            " and has itself been tested on nobody."
-        )
-    if main is None:
-        said.append("No hospital was evaluated: nothing is known of how good it is.")
-        return said
-    arm = results.arms[main]
-    if len(arm.hospitals) < 4:
-        said.append(
-            f"{len(arm.hospitals)} hospitals say little about the next one: there is no prediction interval under 4."
-        )
-    few = [] if by_type(arm) else with_few(arm)
+    main = main_arm(results)
+    few = with_few(results.arms[main]) if main and not by_type(results.arms[main]) else []
     if few:
-        said.append(f"Under {FEW} events or non-events, so that calibration is a guess: {', '.join(few)}.")
-    silent = sorted(results.hospitals.keys() - arm.hospitals.keys(), key=natural)
-    if silent:
-        said.append(f"Without figures, because no evaluation came back: {', '.join(silent)}.")
+        said.append(f"Under {FEW} events or non-events: {', '.join(few)}.")
     return said
 
 

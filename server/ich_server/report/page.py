@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from ich_models.files import write_atomic
 from ich_models.metrics import METRICS, MIN_PER_CLASS, TYPE_METRICS
-from ich_server.report import plots
+from ich_server.report import checklists, facts, flow, plots, table_one, traffic
+from ich_server.report.parts import Cell, Picture, Row, Table
 from ich_server.results import LEVELS, Arm, Figures, Group, Level, Results, macro
 from ich_server.summary import (
     FEW,
@@ -56,33 +56,6 @@ _ENVIRONMENT: Final = Environment(
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A number and, on a line below it, its interval."""
-
-    value: str
-    around: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of a table: what it is about, then its cells."""
-
-    head: str
-    cells: tuple[Cell, ...]
-    total: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with a caption; `open`: not folded away."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[Row, ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
 class Card:
     """One number of the headline, its intervals, and what it rests on."""
 
@@ -90,14 +63,6 @@ class Card:
     value: str
     intervals: tuple[str, ...]
     note: str
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with the text under it."""
-
-    svg: Markup
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -148,7 +113,21 @@ def render(results: Results, pictures: Sequence[Photo] = ()) -> str:
         threshold=_threshold(results),
         intervals=results.intervals,
         seeds=_seeds(results.seeds),
+        **_run(results),
     )
+
+
+def _run(results: Results) -> dict[str, Any]:
+    """What the page tells of the run itself, whatever is predicted: who took part, what went over the line, with what."""
+    return {
+        "flow": flow.flow(results),
+        "tables_one": table_one.tables(results),
+        "traffic": traffic.table(results),
+        "privacy": facts.privacy(results),
+        "limits": facts.limits(results),
+        "software": facts.software(results),
+        "checklists": checklists.tables(results),
+    }
 
 
 def _render_types(results: Results, arm: Arm) -> str:
@@ -187,6 +166,7 @@ def _render_types(results: Results, arm: Arm) -> str:
         threshold=_threshold(results),
         intervals=results.intervals,
         seeds=_seeds(results.seeds),
+        **_run(results),
     )
 
 

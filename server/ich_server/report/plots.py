@@ -1,20 +1,16 @@
 """The report's figures as inline SVG: forest plot, arms side by side, training loss; the same bytes for the same results."""
 
-import io
 import math
-import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import matplotlib as mpl
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from ich_server.report.drawing import BLUE, COLOURS, INK, MARKERS, MUTED, RULE, STRONG, box, canvas, short, svg
 from ich_server.results import Arm, Results
 from ich_server.summary import (
     Pooled,
@@ -31,39 +27,6 @@ from ich_server.summary import (
     values,
 )
 
-INK: Final = "#1d2b36"
-MUTED: Final = "#66757f"
-RULE: Final = "#c9d1d6"
-BLUE: Final = "#1f5f99"
-STRONG: Final = "#b3471d"
-COLOURS: Final = {
-    "loho": BLUE,
-    "federated": "#0f7b6c",
-    "pooled": "#8a5a00",
-    "pooled_within": "#8a5a00",
-    "local": "#8c3b6e",
-}
-MARKERS: Final = {"loho": "o", "federated": "o", "pooled": "s", "pooled_within": "s", "local": "^"}
-
-_STYLE: Final[Mapping[Any, Any]] = {
-    "svg.fonttype": "none",  # real text: it can be searched and read aloud; the page chooses the font
-    "text.parse_math": False,  # a hospital may be called $x$
-    "text.color": INK,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "font.size": 11.0,
-    "axes.labelsize": 11.0,
-    "xtick.labelsize": 11.0,
-    "ytick.labelsize": 11.0,
-    "legend.fontsize": 11.0,
-}
-_NO_METADATA: Final = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-
-
 # --- forest plot ------------------------------------------------------------------------------------------------------
 
 _WIDTH: Final = 760  # every length here is in SVG user units, 72 to matplotlib's inch
@@ -79,8 +42,8 @@ def forest(arm: Arm, pooled: Pooled, title: str) -> Markup:
     rows = len(hospitals) + (2.6 if pooled.summary else 0.4)
     top, bottom = 34, 48
     height = top + row * rows + bottom
-    with _canvas(_WIDTH, height) as figure:
-        axes = figure.add_axes(_box(_PLOT[0], bottom, _PLOT[1] - _PLOT[0], row * rows, _WIDTH, height))
+    with canvas(_WIDTH, height) as figure:
+        axes = figure.add_axes(box(_PLOT[0], bottom, _PLOT[1] - _PLOT[0], row * rows, _WIDTH, height))
         axes.set_ylim(rows - 0.5, -0.5)
         axes.set_xlim(*_limits(_reach(arm, pooled)))
         _forest_header(figure, height - top / 2)
@@ -92,7 +55,7 @@ def forest(arm: Arm, pooled: Pooled, title: str) -> Markup:
         if pooled.summary:
             _forest_summary(axes, len(hospitals) + 0.5, pooled)
         _forest_axis(axes)
-        return _svg(figure, "forest", title)
+        return svg(figure, "forest", title)
 
 
 def _reach(arm: Arm, pooled: Pooled) -> list[float]:
@@ -129,7 +92,7 @@ def _forest_texts(axes: Axes, y: float, name: str, counts: str, text: str, **sty
     start, width = _PLOT[0], _PLOT[1] - _PLOT[0]
     across = axes.get_yaxis_transform()
     for x, content, side in (
-        (0, _short(name, 26), "left"),
+        (0, short(name, 26), "left"),
         (_COUNTS_END, counts, "right"),
         (_TEXT_START, text, "left"),
     ):
@@ -196,16 +159,16 @@ def arms(results: Results, groups: Sequence[Sequence[str]], title: str) -> Marku
     )
     widths = [column * len(group) + (room if named else 0) for group in groups]
     width, height, bottom, top = left + sum(widths) + gap * (len(groups) - 1) + 4, 400, 62, 34
-    with _canvas(width, height) as figure:
+    with canvas(width, height) as figure:
         x = float(left)
         for index, (group, across) in enumerate(zip(groups, widths, strict=True)):
-            axes = figure.add_axes(_box(x, bottom, across, height - bottom - top, width, height))
+            axes = figure.add_axes(box(x, bottom, across, height - bottom - top, width, height))
             axes.set_ylim(*_limits([0.5, *everything]))
             axes.set_xlim(-0.5, across / column - 0.5)
             _arms_panel(axes, results, group, named=named)
             _arms_axis(axes, results, group, first=index == 0)
             x += across + gap
-        return _svg(figure, "arms", title)
+        return svg(figure, "arms", title)
 
 
 def _arms_panel(axes: Axes, results: Results, group: Sequence[str], *, named: bool) -> None:
@@ -242,7 +205,7 @@ def _line_ends(axes: Axes, ends: Mapping[str, float], x: float) -> None:
     overflow = max(0.0, places[-1] - (high - step / 2)) if places else 0.0
     for place, (hospital, value) in zip(places, sorted(ends.items(), key=lambda item: item[1]), strict=True):
         axes.plot([x + 0.07, x + 0.28], [value, place - overflow], color=RULE, linewidth=0.8, zorder=0)
-        axes.text(x + 0.31, place - overflow, _short(hospital, 14), va="center", color=INK, fontsize=10.5)
+        axes.text(x + 0.31, place - overflow, short(hospital, 14), va="center", color=INK, fontsize=10.5)
 
 
 def _arms_axis(axes: Axes, results: Results, group: Sequence[str], *, first: bool) -> None:
@@ -270,7 +233,7 @@ def _two_lines(label: str) -> str:
         return f"{label}\n"
     breaks = [place + 1 for place, letter in enumerate(label) if letter in " -"]
     if not breaks:
-        return f"{_short(label, 16)}\n"
+        return f"{short(label, 16)}\n"
     middle = min(breaks, key=lambda place: abs(place - len(label) / 2))
     return f"{label[:middle].strip()}\n{label[middle:]}"
 
@@ -282,8 +245,8 @@ def training(results: Results, title: str) -> Markup:
     """Training loss after each round, mean over seeds: the model of all hospitals bold, every other fold thin."""
     curves = _mean_curves(results)
     width, height, left, bottom, right, top = 620, 300, 58, 46, 12, 14
-    with _canvas(width, height) as figure:
-        axes = figure.add_axes(_box(left, bottom, width - left - right, height - bottom - top, width, height))
+    with canvas(width, height) as figure:
+        axes = figure.add_axes(box(left, bottom, width - left - right, height - bottom - top, width, height))
         others = [losses for fold, losses in curves.items() if fold != "all"]
         alpha = 0.8 if len(others) <= 10 else 0.4
         for index, losses in enumerate(others):
@@ -306,7 +269,7 @@ def training(results: Results, title: str) -> Markup:
         axes.grid(axis="y", color=RULE, linewidth=0.6, alpha=0.7)
         if curves:
             axes.legend(frameon=False, loc="upper right", reverse=True)
-        return _svg(figure, "training", title)
+        return svg(figure, "training", title)
 
 
 def _mean_curves(results: Results) -> dict[str, list[float]]:
@@ -321,44 +284,3 @@ def _mean_curves(results: Results) -> dict[str, list[float]]:
 def _mean(seeds: Sequence[Sequence[float | None]], place: int) -> float:
     found = [loss for losses in seeds if place < len(losses) and (loss := losses[place]) is not None]
     return math.fsum(found) / len(found) if found else math.nan
-
-
-# --- drawing ----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _canvas(width: float, height: float) -> Iterator[Figure]:
-    """A figure of that many SVG user units, drawn in our style; nothing of pyplot is touched."""
-    with mpl.rc_context(), warnings.catch_warnings():
-        mpl.rcdefaults()  # whatever the user's matplotlibrc says
-        mpl.rcParams.update(_STYLE)
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser has it
-        yield Figure(figsize=(width / 72, height / 72), dpi=72)
-
-
-def _box(x: float, y: float, w: float, h: float, width: float, height: float) -> tuple[float, float, float, float]:
-    return x / width, y / height, w / width, h / height
-
-
-def _short(name: str, length: int) -> str:
-    name = " ".join(name.split())
-    return name if len(name) <= length else f"{name[: length - 1]}…"
-
-
-def _svg(figure: Figure, name: str, title: str) -> Markup:
-    """The figure as an `<svg>` that may stand among others: its ids begin with `name`, and it has no style of its own."""
-    mpl.rcParams["svg.hashsalt"] = name
-    written = io.BytesIO()
-    figure.patch.set_alpha(0)
-    figure.savefig(written, format="svg", metadata=_NO_METADATA)
-    text = written.getvalue().decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", tag[0]), text)
-    width, height = (round(side * 72) for side in figure.get_size_inches())
-    opening = (
-        f'<svg role="img" aria-label="{escape(title)}" viewBox="0 0 {width} {height}"'
-        f' style="min-width:{0.9 * width:.0f}px;max-width:{1.2 * width:.0f}px"'
-        ' xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    )
-    return Markup(opening + text[text.index(">") + 1 :].strip())  # matplotlib has escaped its texts
