@@ -18,9 +18,7 @@ from ich_models.folds import FEDERATED, questions
 from ich_models.text_spec import TextSpec
 from ich_models.tokens import built_in
 from ich_models.variables import Variable
-from ich_server import commands_products, commands_run, results, results_file
-from ich_server.report.page import write_report
-from ich_server.terminal import summary_table
+from ich_server import commands_products, commands_run, results
 from ich_strategies.plan import Plan
 
 Kind = Literal["federation", "results"]
@@ -50,18 +48,6 @@ def schema(kind: Annotated[Kind, typer.Argument(help="which file")] = "federatio
     found = federation_schema() if kind == "federation" else dict(results.json_schema())
     text = json.dumps({"$schema": GenerateJsonSchema.schema_dialect, **found}, indent=2)
     sys.stdout.write(text + "\n")
-
-
-@app.command(epilog="Example: ich-server report runs/demo/results")
-def report(out: Annotated[Path, typer.Argument(metavar="OUT", help="folder that ich-simulate wrote")]) -> None:
-    """Write report.html and results.csv anew from results.json in the folder OUT."""
-    found = results_file.read(out / "results.json")
-    results.write_csv(found, out)
-    write_report(found, out / "report.html")
-    screen = Console(highlight=False)
-    screen.print(summary_table(found))
-    for name in ("report.html", "results.csv"):
-        screen.print(f"written    {out / name}", markup=False, soft_wrap=True)
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The coordinator's commands on a finished run: export, log, dossier, verify."""
+"""The coordinator's commands on a finished run: report, export, dossier, verify."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +8,12 @@ from rich.console import Console
 
 from ich_models import dossier as dossiers
 from ich_models.errors import ConfigurationError
+from ich_server import comparison, home, results, results_file
 from ich_server import dossiers as making
-from ich_server import home, results_file
 from ich_server.export.write import export as write_export
+from ich_server.report.compare import write_page
+from ich_server.report.page import write_report
+from ich_server.terminal import comparison_table, summary_table
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="folder that ich-simulate wrote, or the federation folder")
@@ -20,6 +23,7 @@ RunArgument = Annotated[
 def register(app: typer.Typer) -> None:
     """Put the commands on the application."""
     for command, example in (
+        (report, "ich-server report runs/demo/results"),
         (export, "ich-server export runs/demo/results --to exported --onnx --monai"),
         (dossier, "ich-server dossier runs/demo/results"),
         (verify, "ich-server verify demo.dossier.zip"),
@@ -29,6 +33,49 @@ def register(app: typer.Typer) -> None:
 
 def _say(word: str, text: object) -> None:
     Console(highlight=False, soft_wrap=True).print(f"{word:<10} {text}", markup=False)
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="folder that ich-simulate wrote, or the federation folder")
+    ],
+    compare: Annotated[bool, typer.Option("--compare", help="two RUNs: the second against the first")] = False,
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="of --compare; by default compared/ in the second RUN")
+    ] = None,
+) -> None:
+    """Write report.html and results.csv anew from results.json in the folder RUN.
+
+    With --compare RUN1 RUN2: compare.html, compare.json and compare.csv instead, with what was set otherwise and the paired
+    differences within each hospital that brought the same patients to both.
+    """
+    if compare:
+        _compare(runs, to)
+        return
+    if len(runs) != 1 or to is not None:
+        raise ConfigurationError(
+            "a report is of one run", hint="ich-server report RUN, or --compare RUN1 RUN2 [--to DIR]"
+        )
+    (out,) = runs
+    found = results_file.read(out / "results.json")
+    results.write_csv(found, out)
+    write_report(found, out / "report.html")
+    Console(highlight=False).print(summary_table(found))
+    for name in ("report.html", "results.csv"):
+        _say("written", out / name)
+
+
+def _compare(runs: list[Path], to: Path | None) -> None:
+    if len(runs) != 2:
+        raise ConfigurationError(f"{len(runs)} runs cannot be compared", hint="ich-server report --compare RUN1 RUN2")
+    found = comparison.compare(*(results_file.read(run / "results.json") for run in runs))
+    folder = to or runs[1] / "compared"
+    comparison.write(found, folder)
+    write_page(found, folder / "compare.html")
+    screen = Console(highlight=False)
+    screen.print(comparison_table(found))
+    for name in ("compare.html", "compare.json", "compare.csv"):
+        _say("written", folder / name)
 
 
 def export(

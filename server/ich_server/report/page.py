@@ -46,7 +46,7 @@ from ich_server.summary import (
     with_few,
 )
 
-_ENVIRONMENT: Final = Environment(
+ENVIRONMENT: Final = Environment(
     loader=PackageLoader("ich_server", "report"),
     autoescape=True,
     undefined=StrictUndefined,
@@ -91,7 +91,7 @@ def render(results: Results, pictures: Sequence[Photo] = ()) -> str:
     if arm and by_type(arm):
         return _render_types(results, arm)
     found = pooled(arm, "auroc") if arm else None
-    return _ENVIRONMENT.get_template("page.html.j2").render(
+    return ENVIRONMENT.get_template("page.html.j2").render(
         study=results.study,
         sentence=_sentence(results),
         headline=_headline_title(main),
@@ -144,7 +144,7 @@ def _render_types(results: Results, arm: Arm) -> str:
     silent = sorted(results.hospitals.keys() - arm.hospitals.keys(), key=natural)
     warnings = [f"AUROC not given: {'; '.join(few)}."] if few else []
     warnings += [f"Without figures, because no evaluation came back: {_names(silent)}."] if silent else []
-    return _ENVIRONMENT.get_template("page.html.j2").render(
+    return ENVIRONMENT.get_template("page.html.j2").render(
         study=results.study,
         sentence=_sentence(results),
         headline="Types of haemorrhage: slices and patients that the model did not learn from",
