@@ -1,4 +1,4 @@
-"""The coordinator's commands on a finished run: report, export, dossier, verify."""
+"""The coordinator's commands on a finished run: report, export, log, dossier, verify."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ich_models import dossier as dossiers
 from ich_models.errors import ConfigurationError
-from ich_server import comparison, home, results, results_file
+from ich_server import comparison, home, results, results_file, tracking
 from ich_server import dossiers as making
 from ich_server.export.write import export as write_export
 from ich_server.report.compare import write_page
@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     for command, example in (
         (report, "ich-server report runs/demo/results"),
         (export, "ich-server export runs/demo/results --to exported --onnx --monai"),
+        (log, "ich-server log runs/demo/results --tensorboard runs/tensorboard"),
         (dossier, "ich-server dossier runs/demo/results"),
         (verify, "ich-server verify demo.dossier.zip"),
     ):
@@ -100,6 +101,28 @@ def export(
     if onnx:
         _say("verified", "onnxruntime gives the same probabilities, in a process without this package")
     _say("use", "research only; MODEL_CARD.md says what the model is and is not")
+
+
+def log(
+    run: RunArgument,
+    mlflow: Annotated[Path | None, typer.Option(metavar="DIR", help="MLflow's file store")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="TensorBoard's log folder")] = None,
+) -> None:
+    """Write a run's curves and figures as files for MLflow and TensorBoard; also while it runs, as often as wanted.
+
+    Nothing is sent anywhere. Losses and bytes of every round so far; at the end every hospital's figures.
+    """
+    if mlflow is None and tensorboard is None:
+        raise ConfigurationError("nowhere to log to", hint="--mlflow DIR, --tensorboard DIR, or both")
+    found = tracking.read(run)
+    if mlflow is not None:
+        tracking.to_mlflow(found, mlflow, run)
+        _say("mlflow", f"{mlflow}: MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri {mlflow}")
+    if tensorboard is not None:
+        tracking.to_tensorboard(found, tensorboard)
+        _say("board", f"{tensorboard}: tensorboard --logdir {tensorboard}")
+    for each in found:
+        _say("logged", f"seed {each.seed}: {each.rounds} rounds, {len(each.figures)} figures")
 
 
 def dossier(
