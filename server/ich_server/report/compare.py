@@ -90,7 +90,8 @@ def _warnings(found: Comparison) -> list[str]:
     said = []
     if found.first.study.outcome != found.second.study.outcome:
         said.append("The two runs predict different outcomes: their differences mean nothing.")
-    if found.first.software != found.second.software:
+    versions = [run.software for run in (found.first, found.second)]
+    if all(versions) and versions[0] != versions[1]:
         said.append("The two runs were computed by different software.")
     for arm, hospitals in found.others.items():
         if hospitals:

@@ -11,10 +11,12 @@ from ich_server.report.parts import Picture
 from ich_server.results import Arm, Results
 from ich_server.summary import WITHHELD, arm_label, in_order, many, total
 
-_WIDTH: Final = 760
-_MAIN: Final = (0, 400)
-"""Left edge and width of the boxes of those who stay; the boxes beside them tell who does not."""
-_ASIDE: Final = (440, 320)
+_WIDTH: Final = 420
+"""Of the figure, in SVG user units: a telephone's."""
+_INDENT: Final = 60
+"""Of the box that tells who leaves; the others take the whole width."""
+_STEM: Final = 30
+"""Where the arrow goes down, from the left."""
 _LINE: Final = 17
 _PAD: Final = 12
 _GAP: Final = 26
@@ -24,21 +26,19 @@ MOST_REASONS: Final = 8
 
 def flow(results: Results) -> Picture:
     """Patients of all hospitals on their way; what hospitals withhold makes a sum the least that it can be."""
-    stays, leaves = _boxes(results)
-    height = sum(_height(box) + _GAP for box in stays) - _GAP + 4
-    title = "Study flow. " + " ".join(f"{box[0]}: {' '.join(box[1:])}." for box in [*stays, leaves])
+    boxes = _boxes(results)
+    height = sum(_height(box) + _GAP for box in boxes) - _GAP + 14
+    title = "Study flow. " + " ".join(f"{box[0]}: {' '.join(box[1:])}." for box in boxes)
     with drawing.canvas(_WIDTH, height) as figure:
         top = height - 2.0
-        for place, box in enumerate(stays):
-            bottom = top - _height(box)
-            _draw(figure, _MAIN, bottom, box, height)
-            if place == 0:
-                middle = bottom - _GAP / 2
-                aside = min(height - 2.0, middle + _height(leaves) / 2)
-                _draw(figure, _ASIDE, max(2.0, aside - _height(leaves)), leaves, height)
-                _arrow(figure, (_MAIN[1] / 2, middle), (_ASIDE[0] - 2, middle))
-            if place:
-                _arrow(figure, (_MAIN[1] / 2, top + _GAP), (_MAIN[1] / 2, top + 1))
+        for place, box in enumerate(boxes):
+            bottom, leaves = top - _height(box), place == 1
+            _draw(figure, _INDENT if leaves else 0, bottom, box, height)
+            if leaves:
+                _arrow(figure, (_STEM, (top + bottom) / 2), (_INDENT, (top + bottom) / 2))
+            elif place:
+                above = top + _GAP + (_height(boxes[1]) + _GAP if place == 2 else 0)
+                _arrow(figure, (_STEM, above), (_STEM, top + 1))
             top = bottom - _GAP
         caption = (
             "All hospitals together; each one's own numbers are in the table below. A sum with ≥ has parts that a hospital"
@@ -51,8 +51,8 @@ Box = list[str]
 """The title, then lines."""
 
 
-def _boxes(results: Results) -> tuple[list[Box], Box]:
-    """Boxes of those who stay, from the first to the last, and the one of who was left out."""
+def _boxes(results: Results) -> list[Box]:
+    """From the first to the last; the second one tells who was left out."""
     found = results.hospitals.values()
     left_out = [number for one in found for number in one.excluded.values()]
     patients = sum(one.n for one in found)
@@ -60,6 +60,7 @@ def _boxes(results: Results) -> tuple[list[Box], Box]:
     events = total(one.events for one in found) if results.hospitals else WITHHELD
     boxes = [
         ["In the hospitals’ tables", f"{total([patients, *left_out])} patients, {at}"],
+        ["Left out", *(_reasons(results) or ["nobody"])],
         ["Took part", f"{patients:,} patients, {events} with the event"],
     ]
     learnt = [one.training for one in found]
@@ -67,7 +68,7 @@ def _boxes(results: Results) -> tuple[list[Box], Box]:
         number = sum(each or 0 for each in learnt)
         boxes.append(["The model of all hospitals learnt from", f"{number:,} patients"])
     boxes.append(["Tested by models that had not learnt from them", *map(_tested, *_arms(results))])
-    return boxes, ["Left out", *(_reasons(results) or ["nobody"])]
+    return boxes
 
 
 def _arms(results: Results) -> tuple[list[str], list[Arm]]:
@@ -109,9 +110,9 @@ def _height(box: Box) -> float:
     return 2 * _PAD + _LINE * len(box)
 
 
-def _draw(figure: Figure, where: tuple[int, int], bottom: float, box: Box, height: float) -> None:
+def _draw(figure: Figure, left: int, bottom: float, box: Box, height: float) -> None:
     """A box with rounded corners; its title bold."""
-    left, width = where
+    width = _WIDTH - left
     figure.add_artist(
         FancyBboxPatch(
             (left + 2, bottom),

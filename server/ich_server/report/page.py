@@ -1,6 +1,6 @@
 """`report.html`: a study's results on one self-contained page, without scripts and without a single request."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -410,13 +410,18 @@ def _hospitals(results: Results) -> Table:
     for name in sorted(results.hospitals, key=natural):
         found = results.hospitals[name]
         reasons = "; ".join(f"{reason}: {count(some)}" for reason, some in sorted(found.excluded.items()) if some != 0)
-        counts = (f"{found.n:,}", _share([found.events], found.n), total(found.excluded.values()), reasons)
+        counts = (f"{found.n:,}", _share([found.events], found.n), _left_out(found.excluded.values()), reasons)
         rows.append(Row(name, tuple(map(Cell, counts))))
     patients = sum(found.n for found in results.hospitals.values())
     events = _share([found.events for found in results.hospitals.values()], patients)
-    excluded = total(some for found in results.hospitals.values() for some in found.excluded.values())
+    excluded = _left_out([some for found in results.hospitals.values() for some in found.excluded.values()])
     rows.append(Row("All hospitals", tuple(map(Cell, (f"{patients:,}", events, excluded, ""))), total=True))
     return Table("Patients of each hospital", ("Hospital", "Patients", "Events", "Left out", "Why"), tuple(rows))
+
+
+def _left_out(numbers: Collection[int | None]) -> str:
+    """Their sum, or that they are few where nothing else is known."""
+    return "few" if None in numbers and not any(numbers) else total(numbers)
 
 
 def _details(name: str, arm: Arm) -> Table:
