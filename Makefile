@@ -39,7 +39,7 @@ $(RUNTIME): pyproject.toml constraints.txt | $(PY)
 
 $(DEV): pyproject.toml constraints.txt | $(PY)
 	@echo "installing into .venv what development needs (PyTorch and Ray are large: minutes on a slow line)"
-	$(INSTALL) -e '.[client,server,networks,ray,dev]'
+	$(INSTALL) -e '.[client,server,networks,export,tracking,ray,dev]'
 	@touch $(RUNTIME) $@
 
 .PHONY: venv

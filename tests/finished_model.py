@@ -7,12 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from ich_client import models
 from ich_client.cli import app
-from ich_client.models import Model
 from ich_models.federation import load_federation
 from ich_models.image_spec import HAEMORRHAGES
 from ich_models.protocol import CONSTANTS, WEIGHTS
+from ich_strategies import models
+from ich_strategies.models import Model
 from ich_strategies.plan import Plan
 
 

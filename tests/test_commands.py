@@ -34,6 +34,7 @@ from ich_models.protocol import (
     TrainReply,
     TypeAnswer,
 )
+from ich_server import results_file
 
 SCRIPTS = {"ich-client": ich_client.cli.app, "ich-server": ich_server.cli.app, "ich-simulate": ich_deploy.cli.app}
 
@@ -518,7 +519,7 @@ def test_report_refuses_what_is_no_results_file_of_this_version(content: str | N
     if content is not None:
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(ConfigurationError) as caught:
-        ich_server.cli.read_results(tmp_path / "results.json")
+        results_file.read(tmp_path / "results.json")
     assert str(caught.value.problems[0]).startswith(f"{tmp_path / 'results.json'}: {said}")
     assert all(problem.hint for problem in caught.value.problems)
 

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ich_client import explanation, models, newcomers, overlay, prediction
+from ich_client import explanation, newcomers, overlay, prediction
 from ich_client import home as homes
 from ich_client.hospital import HospitalConfig
 from ich_client.images import Ask, user_cache
-from ich_client.models import Model
 from ich_client.newcomers import Newcomers
 from ich_client.progress import watched
 from ich_models import console
@@ -21,6 +20,8 @@ from ich_models.errors import ConfigurationError
 from ich_models.files import write_atomic, write_json
 from ich_models.image_spec import CtVolume, MrVolume
 from ich_models.yaml_config import Document, load
+from ich_strategies import models
+from ich_strategies.models import Model
 
 MappingArgument = Annotated[
     Path | None,

@@ -1,4 +1,4 @@
-"""The hospital's commands on agreement and record: approve, withdraw, audit, purge."""
+"""The hospital's commands on agreement and record: approve, withdraw, audit, verify, purge."""
 
 import json
 import shutil
@@ -16,7 +16,8 @@ from ich_client import audit as log
 from ich_client import check, policy
 from ich_client import home as homes
 from ich_client.home import Home
-from ich_models.errors import ConfigurationError
+from ich_models import dossier as dossiers
+from ich_models.errors import ConfigurationError, DataError
 from ich_models.files import write_json
 from ich_models.hash_chain import Entry
 from ich_models.protocol import PACKAGE, PROTOCOL
@@ -24,6 +25,7 @@ from ich_models.protocol import PACKAGE, PROTOCOL
 HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="the hospital's folder")]
 YesOption = Annotated[bool, typer.Option("--yes", help="do not ask")]
 HERE = Path()
+START_OF_LOG = "nothing has left"
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: ich-client approve --home /srv/ich")(approve)
     app.command(epilog="Example: ich-client withdraw --home /srv/ich")(withdraw)
     app.command(epilog="Example: ich-client audit --export 2027-03.json")(audit)
+    app.command(epilog="Example: ich-client verify demo.dossier.zip --home /srv/ich")(verify)
     app.command(epilog="Example: ich-client purge --home /srv/ich")(purge)
 
 
@@ -132,7 +135,7 @@ def _line(entry: Entry) -> dict[str, Any]:
 
 
 def _head(lines: Sequence[Entry]) -> str:
-    return lines[-1].hash if lines else "nothing has left"
+    return lines[-1].hash if lines else START_OF_LOG
 
 
 def _table(lines: Sequence[Entry]) -> Table:
@@ -153,6 +156,33 @@ def _table(lines: Sequence[Entry]) -> Table:
         )
         table.add_row(*(Text(str(cell)) for cell in cells))
     return table
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a study's dossier, that ich-server dossier wrote")],
+    folder: Annotated[
+        Path | None, typer.Option("--home", metavar="DIR", help="the hospital's folder, whose CA must have signed it")
+    ] = None,
+) -> None:
+    """Check a study's dossier: every byte, the signature, the hashes, the study. Says in one line who signed what.
+
+    With the hospital's folder also that its own CA signed, and that the record of what left this hospital is the one that
+    the dossier names. Exit code 3 if anything is not as it was signed.
+    """
+    opened = None if folder is None else homes.open_home(folder)
+    found = dossiers.verify(file, None if opened is None else opened.authority.encode())
+    _say("verified", dossiers.said(found, opened is not None))
+    if opened is not None and opened.name in found.manifest.audits:
+        _check_head(opened, found.manifest.audits[opened.name].replies)
+
+
+def _check_head(opened: Home, head: str) -> None:
+    """Say that the dossier's head stands in this hospital's own log. Raises DataError if it does not."""
+    lines = list(log.entries(opened.audit / "log.jsonl"))
+    if head not in {START_OF_LOG, *(entry.hash for entry in lines)}:
+        hint = "compare the log with the hospital's last export; tell the coordinator"
+        raise DataError("the dossier names a record that is not this hospital's", where=str(opened.audit), hint=hint)
+    _say("record", f"the audit log of {opened.name} has the head that the dossier names")
 
 
 def purge(folder: HomeOption = HERE, yes: YesOption = False) -> None:

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ich_client.models import Model
 from ich_client.newcomers import Newcomers
 from ich_client.prediction import other, title
 from ich_client.work import load_stack
@@ -21,6 +20,7 @@ from ich_models.explain import Score, grad_cam, image_layers, of_type, positive,
 from ich_models.networks.options import Hohoho, IchPro
 from ich_models.networks.slices import TYPES
 from ich_models.variables import Variable
+from ich_strategies.models import Model
 
 LARGEST: Final = 64
 """Feature maps of Score-CAM, those of the largest mean: each takes a pass through the network."""

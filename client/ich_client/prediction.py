@@ -10,10 +10,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from ich_client.models import Model
 from ich_client.newcomers import Newcomers
 from ich_client.work import predict
 from ich_models.networks.slices import TYPES
+from ich_strategies.models import Model
 
 ANY: Final = "any"
 """Not a type: the highest of all types."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ich_client import disagreements, models
+from ich_client import disagreements
 from ich_client.site import Site
 from ich_client.tasks import RefusedError
 from ich_client.train import Direction, fit
@@ -20,7 +20,6 @@ from ich_models.losses import plain
 from ich_models.metrics import Evaluation as Figures
 from ich_models.metrics import evaluate as measure
 from ich_models.metrics import evaluate_subgroup, youden_threshold
-from ich_models.networks.staged import enter
 from ich_models.protocol import (
     CONSTANTS,
     LARGEST_COEFFICIENT,
@@ -48,6 +47,8 @@ from ich_models.protocol import (
 from ich_models.recalibration import fit as fit_line
 from ich_models.slice_metrics import evaluate_slices, slice_thresholds
 from ich_models.stack import Stack, stackable
+from ich_strategies import models
+from ich_strategies.models import load_stack as load_stack  # said twice: others have it from here
 from ich_strategies.plan import Plan
 from ich_strategies.strategy import Strategy
 
@@ -236,20 +237,6 @@ def _direction(
         )
 
     return direction
-
-
-def load_stack(plan: Plan, rows: Rows, stage: str | None = None, device: torch.device = CPU) -> Stack:
-    """A stack with one model per row of 'weights', 'constants' and, where the plan has them, 'local', on a device.
-
-    `stage`: that the network is to be in, where it has several; the study's last one if it is left out.
-    """
-    plan.network.to(device)
-    enter(plan.network, stage or plan.federation.training.stages[-1].name)
-    stack = Stack(plan.network, len(rows[WEIGHTS]))
-    layouts = {WEIGHTS: plan.weights, CONSTANTS: plan.constants, LOCAL: plan.local}
-    whole = {name: layout.unpack(torch.from_numpy(rows[name])) for name, layout in layouts.items() if layout.size}
-    stack.load({name: tensor for tensors in whole.values() for name, tensor in tensors.items()})
-    return stack
 
 
 def _validation_losses(stack: Stack, patients: Batch) -> torch.Tensor:

@@ -11,7 +11,6 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from ich_client import models
 from ich_client.app import build_app
 from ich_client.site import Site
 from ich_client.tables import Hospital
@@ -22,11 +21,10 @@ from ich_deploy.pictures import pictures
 from ich_deploy.source import Source
 from ich_models.errors import RunError
 from ich_models.files import read_json, write_json
-from ich_models.folds import ALL
 from ich_models.metrics import Estimate
-from ich_models.protocol import Answer, rows_hash
+from ich_models.protocol import Answer
 from ich_server import results
-from ich_server.handover import thresholds
+from ich_server.handover import keep
 from ich_server.report.page import write_report
 from ich_server.results import ArmFound, Matrix
 from ich_server.study import RoundReport, StudyResult, run_study
@@ -70,7 +68,7 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
         plan = Plan(federation.value, seed, _weights(hospitals))
         folder = out / "seeds" / f"seed-{seed}"
         studies.append(_study(origin, plan, out, folder, options, watch))
-        _keep_model(plan, studies[-1], out / "model" / f"seed-{seed}")
+        keep(plan, studies[-1], out / "model" / f"seed-{seed}")
         arms, matrix = _arms(plan, _sites(origin, seed, out), studies[-1], folder / "arms.json", options, watch)
         found.append(arms)
         matrices += [matrix] if matrix else []
@@ -119,14 +117,6 @@ def _sites(origin: Source, seed: int, out: Path) -> tuple[Site, ...]:
 def _weights(hospitals: Sequence[Hospital]) -> dict[str, Path]:
     """Published weights, from whichever hospital names them: the study pins what is in them."""
     return {name: path for hospital in hospitals for name, path in hospital.weights.items()}
-
-
-def _keep_model(plan: Plan, study: StudyResult, folder: Path) -> None:
-    """The model of all hospitals as a hospital would have kept it, for `ich-client predict --model`."""
-    rows = study.of([ALL])
-    tensors = {name: block[0] for name, block in rows.items()}
-    threshold, by_type = thresholds(plan, study)
-    models.write(folder, plan, tensors, threshold, rows_hash(rows), by_type)
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ class Progress:
 def save(folder: Path, progress: Progress) -> None:
     """Write the round's file, then drop all but the last two."""
     facts = {name: getattr(progress, name) for name in ("federation", "seed", "round", "folds", "facts")}
-    write_arrays(_path(folder, progress.round), progress.rows, facts)
+    write_arrays(path_of(folder, progress.round), progress.rows, facts)
     for old in sorted(folder.glob("round-*.safetensors"))[:-ROUNDS_KEPT]:
         old.unlink()
 
@@ -81,5 +81,6 @@ def clear(folder: Path) -> None:
         path.unlink()
 
 
-def _path(folder: Path, round_number: int) -> Path:
+def path_of(folder: Path, round_number: int) -> Path:
+    """The file of a round."""
     return folder / f"round-{round_number:06d}.safetensors"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import typer
-from pydantic import ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 from rich.console import Console
@@ -14,22 +13,19 @@ from rich.table import Table
 from rich.text import Text
 
 from ich_models import console
-from ich_models.errors import ConfigurationError, Problem
 from ich_models.federation import Evaluation, Federation, load_federation
 from ich_models.folds import FEDERATED, questions
-from ich_models.protocol import PACKAGE
 from ich_models.text_spec import TextSpec
 from ich_models.tokens import built_in
 from ich_models.variables import Variable
-from ich_server import commands_run, results
-from ich_server.report.page import write_report
-from ich_server.terminal import summary_table
+from ich_server import commands_products, commands_run, results
 from ich_strategies.plan import Plan
 
 Kind = Literal["federation", "results"]
 
 app = console.application("The coordinator's side of a federated study.\n\nExample: ich-server check federation.yaml")
 commands_run.register(app)
+commands_products.register(app)
 
 
 @app.command(epilog="Example: ich-server check federation.yaml")
@@ -52,48 +48,6 @@ def schema(kind: Annotated[Kind, typer.Argument(help="which file")] = "federatio
     found = federation_schema() if kind == "federation" else dict(results.json_schema())
     text = json.dumps({"$schema": GenerateJsonSchema.schema_dialect, **found}, indent=2)
     sys.stdout.write(text + "\n")
-
-
-@app.command(epilog="Example: ich-server report runs/demo/results")
-def report(out: Annotated[Path, typer.Argument(metavar="OUT", help="folder that ich-simulate wrote")]) -> None:
-    """Write report.html and results.csv anew from results.json in the folder OUT."""
-    found = read_results(out / "results.json")
-    results.write_csv(found, out)
-    write_report(found, out / "report.html")
-    screen = Console(highlight=False)
-    screen.print(summary_table(found))
-    for name in ("report.html", "results.csv"):
-        screen.print(f"written    {out / name}", markup=False, soft_wrap=True)
-
-
-def read_results(path: Path) -> results.Results:
-    """A `results.json` of this version. Raises ConfigurationError if there is none, or what stands there is another."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        hint = "give the folder that ich-simulate wrote with --out"
-        raise ConfigurationError("there is no such file", where=str(path), hint=hint) from None
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
-        hint = "take the file from a backup, or run the study again with --resume"
-        raise ConfigurationError(f"not a JSON file: {error}", where=str(path), hint=hint) from None
-    version = content.get("schema") if isinstance(content, dict) else None
-    if version != results.SCHEMA:
-        says = "no version of a results file" if version is None else f"results of version {version!r}"
-        message = f"{says}, and ich-server {PACKAGE} reads version {results.SCHEMA}"
-        hint = "use the version of ich-federation that wrote the file"
-        raise ConfigurationError(message, where=str(path), hint=hint)
-    try:
-        return results.read(path)
-    except ValidationError as error:
-        raise ConfigurationError(_faults(path, error)) from None
-
-
-def _faults(path: Path, error: ValidationError) -> list[Problem]:
-    hint = "the file was changed by hand or broken off: take it from a backup, or run the study again with --resume"
-    return [
-        Problem(f"{'.'.join(map(str, each['loc']))}: {each['msg']}", str(path), hint)
-        for each in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
 
 
 # --- the terminal -----------------------------------------------------------------------------------------------------

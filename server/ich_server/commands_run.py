@@ -5,6 +5,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +22,10 @@ from ich_models.errors import ConfigurationError
 from ich_server import checkpoint, deployment, flower, home, memory, pki, status
 from ich_server.deployment import Reporter
 from ich_server.flower import Link, open_link
+from ich_server.live import server as live
 from ich_server.status import Status
 from ich_server.study import RoundReport
+from ich_server.summary import number
 from ich_server.terminal import summary_table
 
 HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="the federation folder")]
@@ -36,7 +39,7 @@ def register(app: typer.Typer) -> None:
         (kit, "ich-server kit north"),
         (admit, "ich-server admit north.pub"),
         (revoke, "ich-server revoke north"),
-        (run, "ich-server run --resume"),
+        (run, "ich-server run --dashboard"),
         (show_status, "ich-server status --watch"),
         (pause, "ich-server pause --home /srv/study"),
         (stop, "ich-server stop --home /srv/study"),
@@ -103,6 +106,11 @@ def revoke(
 def run(
     folder: HomeOption = HERE,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the study where it stopped")] = False,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="serve a live page, on this machine alone")] = False,
+    dashboard_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, metavar="PORT", help=f"of the live page; {live.PORT} or a free one if left out"),
+    ] = None,
 ) -> None:
     """Open the server for the admitted hospitals, run the study, write results and report into the folder.
 
@@ -120,7 +128,10 @@ def run(
         memory.give_back()
         for request in (status.PAUSE, status.STOP):
             status.withdraw(opened.state, request)
-        _run(opened, resume=resume)
+        with ExitStack() as beside:
+            if dashboard or dashboard_port is not None:
+                _say("dashboard", beside.enter_context(live.serve(opened.state, dashboard_port)))
+            _run(opened, resume=resume)
 
 
 def _run(opened: home.Home, *, resume: bool) -> None:
@@ -198,7 +209,7 @@ def show_status(
     state = home.open_home(folder).state
     if as_json:
         found = status.read(state)
-        sys.stdout.write(json.dumps({**found.model_dump(), "alive": found.alive}, indent=2) + "\n")
+        sys.stdout.write(json.dumps(status.as_json(found), indent=2) + "\n")
         return
     screen = Console(highlight=False)
     if not watch:
@@ -226,16 +237,29 @@ def _status_table(found: Status) -> Table:
     where = f"seed {found.seed}, round {found.round} of {found.rounds}" if found.seed is not None else "not begun"
     add("round", where + ("" if found.loss is None else f", loss {found.loss:.4f}"))
     if found.round_seconds is not None:
-        add("pace", f"{found.round_seconds:.1f} s for the last round")
+        left = "" if found.seconds_left is None or not found.alive else f", about {duration(found.seconds_left)} left"
+        add("pace", f"{found.round_seconds:.1f} s for the last round{left}")
     for each in found.hospitals:
         connected = "connected" if each.connected and found.alive else "away"
         version = f", version {each.version}" if each.version else ""
         other = " (not this server's)" if each.version not in ("", found.package) else ""
         add("hospital", f"{each.name}: {connected}, last seen {each.last_seen or 'never'}{version}{other}")
+    for one in found.found[-20:]:
+        aurocs = ", ".join(f"{kind} {number('auroc', value)}".strip() for kind, value in one.auroc.items())
+        add("figures", f"seed {one.seed}, {one.hospital}, {one.arm}: {one.patients:,} patients, AUROC {aurocs}")
     for reply in found.set_aside[-10:]:
         add("set aside", f"seed {reply.seed}, {reply.when}: {reply.hospital}: {reply.reason}")
     add("updated", found.updated)
     return table
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 / 60:.0f} min"
 
 
 def pause(

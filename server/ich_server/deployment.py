@@ -4,23 +4,26 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 
 from ich_models.errors import IchError, RunError
 from ich_models.federation import Federation
-from ich_models.protocol import PACKAGE
+from ich_models.metrics import Evaluation
+from ich_models.protocol import PACKAGE, Answer
 from ich_server import checkpoint, results, status
 from ich_server.flower import Link
-from ich_server.handover import hand_over
+from ich_server.handover import hand_over, keep
 from ich_server.report.page import write_report
 from ich_server.results import ArmFound, Results
 from ich_server.rounds import Quarantine
-from ich_server.status import HospitalStatus, Phase, SetAside, Status
+from ich_server.status import Found, HospitalStatus, Phase, RoundStatus, SetAside, Status
 from ich_server.study import RoundReport, StudyResult, run_study
 from ich_strategies.plan import Plan
 
@@ -86,11 +89,47 @@ class Reporter:
         """Tell of a round; then wait while a pause is asked for. Raises StoppedError if a stop is."""
         seconds, self._round_began = time.monotonic() - self._round_began, time.monotonic()
         self.add(report.seed, list(report.quarantined))
+        done = RoundStatus(
+            round=report.round,
+            seconds=round(seconds, 2),
+            hospitals=report.hospitals,
+            replied=report.replied,
+            losses=dict(report.losses),
+        )
+        history = [*self._status.history, done] if self._status.seed == report.seed else [done]
         self.tell(
-            phase="training", seed=report.seed, round=report.round, loss=report.loss, round_seconds=round(seconds, 2)
+            phase="training",
+            seed=report.seed,
+            round=report.round,
+            loss=report.loss,
+            round_seconds=done.seconds,
+            history=history,
+            seconds_left=self._left(report, history),
         )
         status.wait_while_paused(self._folder, lambda paused: self.tell(phase="paused" if paused else "training"))
         self.obey_stop()
+
+    def _left(self, report: RoundReport, history: list[RoundStatus]) -> float:
+        """Seconds that the rounds to come will take, each as long as the middle one of the last nine."""
+        seeds = self._status.seeds
+        rounds = report.rounds - report.round + report.rounds * (len(seeds) - 1 - seeds.index(report.seed))
+        pace = history[1:] or history  # before the first round hospitals were waited for
+        return round(rounds * median(each.seconds for each in pace[-9:]), 1)
+
+    def heard(self, seed: int, hospital: str, answers: Sequence[Answer]) -> None:
+        """Remember a hospital's figures as they come."""
+        new = [
+            Found(
+                seed=seed,
+                hospital=hospital,
+                arm=answer.arm,
+                patients=answer.patients,
+                events=answer.events,
+                auroc=_aurocs(answer.evaluation()),
+            )
+            for answer in answers
+        ]
+        self.tell(found=[*self._status.found, *new])
 
     def obey_stop(self) -> None:
         """Raise StoppedError if a stop is asked for: between rounds, and while hospitals are waited for."""
@@ -139,6 +178,12 @@ class Reporter:
             self.tell(phase=phase, message=message)
 
 
+def _aurocs(found: Evaluation) -> dict[str, float | None]:
+    if found.types:
+        return {kind: one.slices.metrics["auroc"].value for kind, one in found.types.items()}
+    return {"": found.metrics["auroc"].value}
+
+
 def _utc(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
@@ -168,7 +213,7 @@ def run(
         plan = Plan(federation, seed, weights)
         link.refresh()
         saved = checkpoint.newest(out / "seeds" / f"seed-{seed}") if resume else 0
-        reporter.tell(seed=seed, round=saved)
+        reporter.tell(seed=seed, round=saved, history=[])
         study = run_study(
             link.grid,
             plan,
@@ -177,11 +222,13 @@ def run(
             resume=resume,
             watch=round_done,
             names=link.names,
+            heard=partial(reporter.heard, seed),
         )
         reporter.add(seed, [each for each in study.quarantined if not each.when.startswith("round ")])
         kept, failed = hand_over(link.grid, plan, study, {name: node for node, name in link.names.items()})
         log.info("seed %s: the model is at %s", seed, ", ".join(kept) or "no hospital")
         reporter.add(seed, failed)
+        keep(plan, study, out / "model" / f"seed-{seed}")
         studies.append(study)
         arms.append(results.answered(study))
     whole = results.assemble(federation, federation.training.seeds, studies, arms)

@@ -1,6 +1,7 @@
-"""After the last round: the model of all hospitals goes to every hospital, and each says what it has kept."""
+"""After the last round: the model of all hospitals goes to every hospital, each says what it has kept, and the server keeps it too."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from flwr.serverapp import Grid
@@ -9,6 +10,7 @@ from ich_models.folds import ALL, threshold_name
 from ich_models.protocol import MODEL, ModelReply, ModelTask, rows_hash, to_record
 from ich_server.rounds import Failure, Quarantine, Request, exchange, read
 from ich_server.study import StudyResult
+from ich_strategies import models
 from ich_strategies.plan import Plan
 
 HANDOVER = "hand-over"
@@ -18,6 +20,13 @@ def thresholds(plan: Plan, result: StudyResult) -> tuple[float | None, dict[str,
     """The threshold of the model of all hospitals, or in a study of slices none and each type's own."""
     chosen = {label: result.thresholds[threshold_name(ALL, label)] for label in plan.federation.labels}
     return (chosen[""], {}) if "" in chosen else (None, chosen)
+
+
+def keep(plan: Plan, result: StudyResult, folder: Path) -> None:
+    """The model of all hospitals as a hospital would have kept it, for `ich-client predict --model` and export."""
+    rows = result.of([ALL])
+    threshold, by_type = thresholds(plan, result)
+    models.write(folder, plan, {name: block[0] for name, block in rows.items()}, threshold, rows_hash(rows), by_type)
 
 
 def hand_over(

@@ -4,20 +4,25 @@ import csv
 import io
 import json
 import math
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from scipy.stats import norm
 
+from ich_models import clinical
 from ich_models.curves import net_benefit
 from ich_models.federation import Federation
 from ich_models.files import write_atomic
+from ich_models.folds import ALL
 from ich_models.metrics import METRICS, RANGES, SUBGROUP_METRICS, TYPE_METRICS, Estimate, Evaluation
+from ich_models.protocol import PACKAGE, rows_hash
 from ich_models.strict import Strict
-from ich_server.study import StudyResult
+from ich_server.study import StudyResult, Taking
 
 SCHEMA: Final = 1
 
@@ -198,6 +203,8 @@ class Study(Strict):
     rounds: int
     threshold: Literal["youden"] | float
     """How the threshold was chosen, as in the federation file."""
+    settings: dict[str, Any] = {}
+    """The federation file in the form that its hash is taken of."""
 
 
 class Quarantined(Strict):
@@ -233,12 +240,35 @@ class Training(Strict):
     """Intercept and slope that each fold's log-odds were given after training, if the study recalibrates."""
 
 
+class Column(Strict):
+    """One column of the table as a hospital told it: patients with a value, mean and standard deviation of these.
+
+    Null: withheld. What points at a few was told so that it does not (docs/egress.md), a rare yes as k / 2 patients.
+    """
+
+    known: float | None
+    mean: float | None
+    sd: float | None
+
+
 class HospitalData(Strict):
-    """The patients that a hospital brought, and those that it left out, by reason; null: withheld, they are few."""
+    """The patients that a hospital brought, and those that it left out, by reason; null: withheld, they are few.
+
+    `training`: how many the model of all hospitals learnt from; `columns`: of these, the table's, by name.
+    """
 
     n: int
     events: int | None
     excluded: dict[str, int | None]
+    training: int | None = None
+    columns: dict[str, Column] = {}
+
+
+class Traffic(Strict):
+    """Bytes of text and numbers in every round, to and from one hospital."""
+
+    sent: list[int]
+    received: list[int]
 
 
 class Results(Strict):
@@ -257,6 +287,12 @@ class Results(Strict):
     cross_site: dict[str, dict[str, Figure]] = {}
     """AUROC of the model trained at one hospital alone, tested at another: trained at -> tested at. Simulation only."""
     quarantined: list[Quarantined]
+    traffic: dict[str, dict[str, Traffic]] = {}
+    """Per seed and hospital, as the server counted it."""
+    models: dict[str, str] = {}
+    """Per seed the SHA-256 of the model of all hospitals, as every hospital confirms it."""
+    software: dict[str, str] = {}
+    """What computed these numbers at the server: package or program and version."""
 
 
 @dataclass(frozen=True)
@@ -288,11 +324,8 @@ def assemble(
     cross_site: Sequence[Matrix] = (),
 ) -> Results:
     """Results from what each seed's study and arms found, and in simulation the local models at each other's hospitals."""
-    data = {
-        name: HospitalData(n=one.patients, events=one.events, excluded=dict(one.excluded))
-        for study in studies
-        for name, one in sorted(study.hospitals.items())
-    }
+    columns = clinical.columns(federation.modalities.table)
+    data = {name: _data(one, columns) for study in studies for name, one in sorted(study.hospitals.items())}
     by_seed = list(zip(seeds, studies, strict=True))
     return Results(
         study=describe(federation),
@@ -303,7 +336,53 @@ def assemble(
         training={str(seed): _training(study) for seed, study in by_seed},
         cross_site=_matrix(cross_site),
         quarantined=[Quarantined(seed=seed, **asdict(reply)) for seed, study in by_seed for reply in study.quarantined],
+        traffic={str(seed): found for seed, study in by_seed if (found := _traffic(study))},
+        models={str(seed): rows_hash(study.of([ALL])) for seed, study in by_seed},
+        software=software(),
     )
+
+
+def _data(one: Taking, columns: Sequence[str]) -> HospitalData:
+    told = one.moments
+    if told is None:
+        return HospitalData(n=one.patients, events=one.events, excluded=dict(one.excluded))
+    each = zip(columns, told.count.tolist(), told.mean.tolist(), told.m2.tolist(), told.withheld, strict=False)
+    return HospitalData(
+        n=one.patients,
+        events=one.events,
+        excluded=dict(one.excluded),
+        training=told.patients,
+        columns={name: _column(count, mean, m2, hidden=bool(hidden)) for name, count, mean, m2, hidden in each},
+    )
+
+
+def _column(count: float, mean: float, m2: float, *, hidden: bool) -> Column:
+    if hidden or not count:
+        return Column(known=None if hidden else 0.0, mean=None, sd=None)
+    return Column(known=count, mean=mean, sd=math.sqrt(m2 / (count - 1)) if count > 1 else None)
+
+
+def _traffic(study: StudyResult) -> dict[str, Traffic]:
+    """Nothing of a study that an older version began: it did not count."""
+    if any("bytes" not in entry for entry in study.history):
+        return {}
+    return {
+        name: Traffic(
+            sent=[entry["bytes"][name][0] for entry in study.history],
+            received=[entry["bytes"][name][1] for entry in study.history],
+        )
+        for name in study.hospitals
+    }
+
+
+def software() -> dict[str, str]:
+    """Versions of what computes here."""
+    packages = ("flwr", "torch", "numpy", "scipy", "scikit-learn")
+    return {
+        "ich-federation": PACKAGE,
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
 
 
 def _arm(name: str, found: Sequence[ArmFound]) -> Arm:
@@ -445,6 +524,7 @@ def _study(federation: Federation, outcome: str) -> Study:
         strategy=federation.training.strategy.name,
         rounds=federation.training.rounds,
         threshold=federation.evaluation.threshold,
+        settings=json.loads(federation.canonical()),
     )
 
 

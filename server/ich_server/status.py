@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
@@ -39,6 +39,28 @@ class SetAside(Strict):
     reason: str
 
 
+class RoundStatus(Strict):
+    """One finished round of the present seed. `losses`: training loss by fold; `replied`: hospitals whose reply was used."""
+
+    round: int
+    seconds: float
+    hospitals: int
+    replied: int
+    losses: dict[str, float | None]
+
+
+class Found(Strict):
+    """What one hospital has answered of one arm: patients, events (null: withheld), AUROC (of slices: by type)."""
+
+    seed: int
+    hospital: str
+    arm: str
+    patients: int
+    events: int | None
+    auroc: dict[str, float | None]
+    """By type of haemorrhage; of one outcome under the name ''."""
+
+
 class Status(Strict):
     """The whole file."""
 
@@ -59,6 +81,12 @@ class Status(Strict):
     """Training loss of the all-hospital model in the last round."""
     round_seconds: float | None = None
     """Duration of the last round."""
+    history: list[RoundStatus] = []
+    """Of the present seed, since this server runs."""
+    seconds_left: float | None = None
+    """Until the last round of the last seed, at the pace of the rounds so far."""
+    found: list[Found] = []
+    """Figures as they come."""
     hospitals: list[HospitalStatus] = []
     set_aside: list[SetAside] = []
     message: str = ""
@@ -94,6 +122,11 @@ def read(folder: Path) -> Status:
         raise ConfigurationError("no server has run here", where=str(path), hint=hint) from None
     except ValidationError as error:
         raise ConfigurationError("not a status of this version", where=str(path)) from error
+
+
+def as_json(found: Status) -> dict[str, Any]:
+    """What `status --json` and the live page tell: the file, and whether the server that wrote it still renews it."""
+    return {**found.model_dump(), "alive": found.alive}
 
 
 def last(folder: Path) -> Status | None:

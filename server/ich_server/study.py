@@ -30,6 +30,7 @@ from ich_models.protocol import (
     Answer,
     EvaluateReply,
     EvaluateTask,
+    PartStatistics,
     Question,
     RecalibrationReply,
     RecalibrationTask,
@@ -41,9 +42,10 @@ from ich_models.protocol import (
     TrainTask,
     chunks,
     packed,
+    size,
     to_record,
 )
-from ich_models.statistics import merge
+from ich_models.statistics import Moments, merge
 from ich_server import checkpoint
 from ich_server.checkpoint import Progress
 from ich_server.members import Member, meet
@@ -69,11 +71,13 @@ class Taking:
     events: int | None
     """None, here and below: withheld by the hospital (small cells)."""
     excluded: Mapping[str, int | None]
+    moments: Moments | None = None
+    """Of the training patients of the model of all hospitals."""
 
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One round as it is shown while a study runs; `loss`: training loss of the all-hospital model."""
+    """One round as it is shown while a study runs; `loss`: training loss of the all-hospital model, `losses`: by fold."""
 
     seed: int
     round: int
@@ -82,6 +86,11 @@ class RoundReport:
     replied: int
     quarantined: tuple[Quarantine, ...]
     loss: float | None
+    losses: Mapping[str, float | None]
+
+
+Heard = Callable[[str, Sequence[Answer]], None]
+"""Told of each hospital's figures as they come."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,7 @@ def run_study(
     resume: bool,
     watch: Callable[[RoundReport], None],
     names: Mapping[int, str] = MappingProxyType({}),
+    heard: Heard = lambda hospital, answers: None,
 ) -> StudyResult:
     """Run one seed's study over a grid with that many hospitals; with `resume`, go on where its last checkpoint in `folder` stands.
 
@@ -142,7 +152,7 @@ def run_study(
         report = study.train_round()
         checkpoint.save(folder, study.progress)
         watch(report)
-    result = study.finish()
+    result = study.finish(heard)
     _save_result(finished, plan, members, result)
     return result
 
@@ -196,6 +206,8 @@ class _Study:
         self.lines: dict[str, tuple[float, float]] = {}
         """Of the folds that were recalibrated."""
         self.names = [fold.name for fold in self.folds]
+        self.traffic = {name: [0, 0] for name in members}
+        """Bytes to and from each hospital in the round under way."""
 
     def train_round(self) -> RoundReport:
         """One round of every fold.
@@ -232,7 +244,11 @@ class _Study:
         losses, moved = self._step(means)
         self.progress.round = number
         self.progress.facts["quarantined"] += [asdict(quarantine) for quarantine in quarantined]
-        self.progress.facts["history"].append({"round": number, "losses": losses, "drift": _drift(drift, moved)})
+        moved_by = _drift(drift, moved)
+        self.progress.facts["history"].append(
+            {"round": number, "losses": losses, "drift": moved_by, "bytes": self.traffic}
+        )
+        self.traffic = {name: [0, 0] for name in self.members}
         failed = {quarantine.hospital for quarantine in quarantined}
         return RoundReport(
             seed=self.plan.seed,
@@ -242,9 +258,10 @@ class _Study:
             replied=len(self.members) - len(failed),
             quarantined=tuple(quarantined),
             loss=losses[self.names[0]],
+            losses=losses,
         )
 
-    def finish(self) -> StudyResult:
+    def finish(self, heard: Heard) -> StudyResult:
         """Choose rounds and thresholds on the training hospitals, then evaluate every fold once."""
         evaluation = self.plan.federation.evaluation
         quarantined = [Quarantine(**facts) for facts in self.progress.facts["quarantined"]]
@@ -267,9 +284,12 @@ class _Study:
             thresholds = dict.fromkeys(self._names_of(self.names), evaluation.threshold)
         elif not thresholds:
             thresholds, _ = self._thresholds(quarantined)
-        answers = self._evaluate(thresholds, quarantined)
+        answers = self._evaluate(thresholds, quarantined, heard)
         return StudyResult(
-            hospitals={name: Taking(one.patients, one.events, one.excluded) for name, one in self.members.items()},
+            hospitals={
+                name: Taking(one.patients, one.events, one.excluded, one.moments[0])
+                for name, one in self.members.items()
+            },
             folds=tuple(self.names),
             rows=_sendable(self.progress.rows),
             thresholds=thresholds,
@@ -285,7 +305,18 @@ class _Study:
         self, requests: Iterable[Asked], message_type: str, group: str
     ) -> Iterator[tuple[Request, RecordDict | Failure]]:
         nodes = {name: member.node for name, member in self.members.items()}
-        return exchange(self.grid, nodes, requests, message_type, self.plan.federation.quorum.deadline, group)
+        deadline = self.plan.federation.quorum.deadline
+        for request, reply in exchange(self.grid, nodes, self._counted(requests), message_type, deadline, group):
+            if not isinstance(reply, Failure):
+                self.traffic[request.hospital][1] += size(reply)
+            yield request, reply
+            del reply  # the next one is taken in without this one in memory
+
+    def _counted(self, requests: Iterable[Asked]) -> Iterator[Asked]:
+        for request, record in requests:
+            self.traffic[request.hospital][0] += size(record)
+            yield request, record
+            del record
 
     def _to_learners(self, task: Callable[[list[str]], Task], extras: Sequence[str] = ()) -> Iterator[Asked]:
         """One message per hospital and chunk of the folds that it trains, sorted by hospital."""
@@ -473,7 +504,7 @@ class _Study:
         return [threshold_name(fold, label) for fold in folds for label in self.plan.federation.labels]
 
     def _evaluate(
-        self, thresholds: Mapping[str, float], quarantined: list[Quarantine]
+        self, thresholds: Mapping[str, float], quarantined: list[Quarantine], heard: Heard
     ) -> dict[str, tuple[Answer, ...]]:
         """Every hospital's figures: of the fold that held it out, and of the all-hospital model on held-out patients."""
         answers: dict[str, tuple[Answer, ...]] = {}
@@ -485,6 +516,7 @@ class _Study:
                 quarantined.append(Quarantine("evaluation", request.hospital, answer.reason))
             else:
                 answers[request.hospital] = (*answers.get(request.hospital, ()), *answer[0].answers)
+                heard(request.hospital, answer[0].answers)
         return answers
 
     def _tests(self, thresholds: Mapping[str, float]) -> Iterator[Asked]:
@@ -617,7 +649,8 @@ def _save_result(path: Path, plan: Plan, members: Mapping[str, Member], result: 
 
 def _load_result(rows: Rows, facts: Mapping[str, Any]) -> StudyResult:
     taking = {
-        name: Taking(said["patients"], said["events"], said["excluded"]) for name, said in facts["hospitals"].items()
+        name: Taking(said["patients"], said["events"], said["excluded"], PartStatistics(**said["parts"]["0"]).moments())
+        for name, said in facts["hospitals"].items()
     }
     return StudyResult(
         hospitals=taking,

@@ -321,6 +321,16 @@ def difference(found: Paired) -> str:
     return f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})"
 
 
+def signed(name: str, value: float) -> str:
+    """A difference of one metric: `+0.012`, `−0.31`; as many digits as the metric has."""
+    return f"{value:+z.{2 if name.startswith('calibration') else 3}f}".replace("-", "−")
+
+
+def between(name: str, low: float | None, high: float | None) -> str:
+    """`−0.002 to +0.024`, or nothing without an interval."""
+    return "" if low is None or high is None else f"{signed(name, low)} to {signed(name, high)}"
+
+
 def count(number: int | None) -> str:
     """`1,234`, or that it is withheld."""
     return WITHHELD if number is None else f"{number:,}"

@@ -1,5 +1,6 @@
 """A study's results on the terminal: one short table of the headline arm, and one that compares the arms."""
 
+import json
 from collections.abc import Callable
 from typing import Final
 
@@ -7,14 +8,18 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from ich_server.comparison import Comparison
 from ich_server.results import Arm, Figure, Results, macro
 from ich_server.summary import (
+    LABELS,
     MEAN,
+    NOTHING,
     POOLED_METRICS,
     SHOWN_BY_TYPE,
     Paired,
     Spread,
     arm_label,
+    between,
     by_type,
     compared,
     count,
@@ -28,6 +33,7 @@ from ich_server.summary import (
     needs_four,
     number,
     pooled,
+    signed,
     spread,
     total,
     type_medians,
@@ -184,3 +190,29 @@ def _arms(results: Results) -> Table:
 
 def _against(found: Paired) -> str:
     return found.reference if found.same_patients else f"{found.reference}*"
+
+
+# --- two runs ---------------------------------------------------------------------------------------------------------
+
+
+def comparison_table(found: Comparison) -> Group:
+    """What was set otherwise, and per arm the mean differences of the second run against the first."""
+    settings = _table("Set otherwise", "setting", "first", "second")
+    for each in found.settings[:MOST_ROWS]:
+        _add(settings, each.path, _one_line(each.first), _one_line(each.second))
+    if len(found.settings) > MOST_ROWS:
+        _add(settings, f"and {len(found.settings) - MOST_ROWS} more", "", "")
+    means = _table("Second run minus first", "arm", "metric", "hospitals", "mean difference (95 % CI)")
+    for arm in found.pairs:
+        for index, name in enumerate(_SUMMARISED):
+            mean = found.mean(arm, name)
+            text = NOTHING if mean is None else signed(name, mean.mean)
+            if mean is not None and (interval := between(name, mean.low, mean.high)):
+                text = f"{text} ({interval})"
+            _add(means, arm if index == 0 else "", LABELS[name], str(mean.k if mean else 0), text)
+    return Group(settings, Text(), means) if found.settings else Group(means)
+
+
+def _one_line(value: object) -> str:
+    text = NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -84,6 +84,12 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], Any]:
         return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()["facts"])
 
 
+def read_facts(path: Path) -> Any:
+    """The facts alone: the arrays stay on the disk."""
+    with safe_open(path, framework="numpy") as file:
+        return json.loads(file.metadata()["facts"])
+
+
 def read_json(path: Path) -> Any:
     """What `write_json` wrote."""
     return json.loads(path.read_text())

@@ -474,6 +474,17 @@ def to_record(message: Strict, rows: Rows | None = None, arrays: Sequence[Array]
     return record
 
 
+def size(record: RecordDict) -> int:
+    """Bytes of a message: its text and its numbers, without what the transport adds."""
+    total = 0
+    for part in record.values():
+        if isinstance(part, ArrayRecord):
+            total += sum(len(array.data) for array in part.values())
+        else:
+            total += sum(len(value) for value in part.values() if isinstance(value, str | bytes))
+    return total
+
+
 def _row(index: int) -> str:
     return f"{_ROWS}{index or ''}"
 

@@ -15,7 +15,6 @@ from ich_client import explanation, newcomers
 from ich_client.cache import Cache
 from ich_client.hospital import HospitalConfig
 from ich_client.images import Ask
-from ich_client.models import Model
 from ich_client.newcomers import Newcomers
 from ich_client.work import load_stack
 from ich_models.errors import DataError
@@ -23,6 +22,7 @@ from ich_models.explain import grad_cam, of_type, score_cam
 from ich_models.networks.slices import TYPES
 from ich_models.tokens import encode
 from ich_models.yaml_config import load
+from ich_strategies.models import Model
 
 WINDOWS = SLICES.replace("}", ", windows: [[40, 80], [80, 200], [40, 380]]}")
 

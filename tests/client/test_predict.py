@@ -11,10 +11,9 @@ import pytest
 from finished_model import call, finished, of_slices
 from image_hospital import SLICES, VOLUME, files, load_one, make
 
-from ich_client import models, newcomers, prediction
+from ich_client import newcomers, prediction
 from ich_client.hospital import HospitalConfig
 from ich_client.images import Ask
-from ich_client.models import Model
 from ich_client.tables import load_hospitals
 from ich_client.work import predict
 from ich_models.errors import ConfigurationError, DataError
@@ -22,6 +21,8 @@ from ich_models.federation import load_federation
 from ich_models.image_spec import HAEMORRHAGES as TYPES
 from ich_models.protocol import CONSTANTS, WEIGHTS, Rows
 from ich_models.yaml_config import load
+from ich_strategies import models
+from ich_strategies.models import Model
 from ich_strategies.plan import Plan
 
 STUDY = """\

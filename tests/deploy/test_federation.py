@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def test_the_results_are_the_simulations_without_what_nobody_can_see(run: Federa
         assert arm["pooled"] is None
     assert ours["hospitals"] == theirs["hospitals"]
     assert ours["training"] == theirs["training"]
+    assert ours["traffic"] == theirs["traffic"], "the bytes of every round, to and from every hospital"
+    assert ours["models"] == theirs["models"]
+    assert ours["study"] == theirs["study"]
     assert ours["quarantined"] == []
     page = (run.home / "report.html").read_text()
     assert all(name in page for name in HOSPITALS)
@@ -102,6 +106,31 @@ def test_status_tells_of_the_end(run: Federation) -> None:
     assert re.search(r"phase +finished", text)
     assert "seed 7, round 4 of 4" in text
     assert all(re.search(rf"{name}: away, last seen .*, version {re.escape(PACKAGE)}", text) for name in HOSPITALS)
+
+
+def test_a_hospital_verifies_the_dossier_and_finds_its_own_record_in_it(run: Federation) -> None:
+    exports = [run.folder / f"audit-{name}.json" for name in HOSPITALS]
+    for name, path in zip(HOSPITALS, exports, strict=True):
+        command("ich-client", "audit", "--home", run.folder / name, "--export", path)
+    file = run.folder / "run.dossier.zip"
+    command("ich-server", "dossier", run.home, "--to", file, *(word for path in exports for word in ("--audit", path)))
+    said = command("ich-server", "verify", file, "--home", run.home)
+    assert re.search(r"verified +four-hospitals \(.{16}\): \d+ files, signed .* by the federation's CA", said)
+    for name in HOSPITALS:
+        said = command("ich-client", "verify", file, "--home", run.folder / name)
+        assert f"the audit log of {name} has the head that the dossier names" in said
+    with zipfile.ZipFile(file) as archive:
+        assert archive.read("results.json") == (run.home / "results.json").read_bytes()
+        assert archive.read("report.html") == (run.home / "report.html").read_bytes()
+        assert not [name for name in archive.namelist() if name.endswith((".safetensors", ".key"))]
+
+
+def test_the_servers_model_can_be_exported(run: Federation, simulated: Path) -> None:
+    """From the federation folder and from the simulation the same weights, to the byte."""
+    for name, source in (("ours", run.home), ("theirs", simulated)):
+        command("ich-server", "export", source, "--to", run.folder / name)
+    ours, theirs = ((run.folder / name / "weights.safetensors").read_bytes() for name in ("ours", "theirs"))
+    assert ours == theirs
 
 
 def test_a_study_is_not_begun_over_another(run: Federation) -> None:

@@ -1,15 +1,15 @@
 """`report.html`: a study's results on one self-contained page, without scripts and without a single request."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ich_models.files import write_atomic
 from ich_models.metrics import METRICS, MIN_PER_CLASS, TYPE_METRICS
-from ich_server.report import evaluation, plots
+from ich_server.report import checklists, evaluation, facts, flow, plots, table_one, traffic
 from ich_server.report.parts import Cell, Picture, Row, Table
 from ich_server.results import LEVELS, Arm, Figures, Group, Level, Results, macro
 from ich_server.summary import (
@@ -46,7 +46,7 @@ from ich_server.summary import (
     with_few,
 )
 
-_ENVIRONMENT: Final = Environment(
+ENVIRONMENT: Final = Environment(
     loader=PackageLoader("ich_server", "report"),
     autoescape=True,
     undefined=StrictUndefined,
@@ -91,7 +91,7 @@ def render(results: Results, pictures: Sequence[Photo] = ()) -> str:
     if arm and by_type(arm):
         return _render_types(results, arm)
     found = pooled(arm, "auroc") if arm else None
-    return _ENVIRONMENT.get_template("page.html.j2").render(
+    return ENVIRONMENT.get_template("page.html.j2").render(
         study=results.study,
         sentence=_sentence(results),
         headline=_headline_title(main),
@@ -114,7 +114,21 @@ def render(results: Results, pictures: Sequence[Photo] = ()) -> str:
         threshold=_threshold(results),
         intervals=results.intervals,
         seeds=_seeds(results.seeds),
+        **_run(results),
     )
+
+
+def _run(results: Results) -> dict[str, Any]:
+    """What the page tells of the run itself, whatever is predicted: who took part, what went over the line, with what."""
+    return {
+        "flow": flow.flow(results),
+        "tables_one": table_one.tables(results),
+        "traffic": traffic.table(results),
+        "privacy": facts.privacy(results),
+        "limits": facts.limits(results),
+        "software": facts.software(results),
+        "checklists": checklists.tables(results),
+    }
 
 
 def _render_types(results: Results, arm: Arm) -> str:
@@ -131,7 +145,7 @@ def _render_types(results: Results, arm: Arm) -> str:
     silent = sorted(results.hospitals.keys() - arm.hospitals.keys(), key=natural)
     warnings = [f"AUROC not given: {'; '.join(few)}."] if few else []
     warnings += [f"Without figures, because no evaluation came back: {_names(silent)}."] if silent else []
-    return _ENVIRONMENT.get_template("page.html.j2").render(
+    return ENVIRONMENT.get_template("page.html.j2").render(
         study=results.study,
         sentence=_sentence(results),
         headline="Types of haemorrhage: slices and patients that the model did not learn from",
@@ -154,6 +168,7 @@ def _render_types(results: Results, arm: Arm) -> str:
         threshold=_threshold(results),
         intervals=results.intervals,
         seeds=_seeds(results.seeds),
+        **_run(results),
     )
 
 
@@ -399,17 +414,22 @@ def _hospitals(results: Results) -> Table:
     for name in sorted(results.hospitals, key=natural):
         found = results.hospitals[name]
         reasons = "; ".join(f"{reason}: {count(some)}" for reason, some in sorted(found.excluded.items()) if some != 0)
-        counts = (f"{found.n:,}", _share([found.events], found.n), total(found.excluded.values()), reasons)
+        counts = (f"{found.n:,}", _share([found.events], found.n), _left_out(found.excluded.values()), reasons)
         rows.append(Row(name, tuple(map(Cell, counts))))
     patients = sum(found.n for found in results.hospitals.values())
     events = _share([found.events for found in results.hospitals.values()], patients)
-    excluded = total(some for found in results.hospitals.values() for some in found.excluded.values())
+    excluded = _left_out([some for found in results.hospitals.values() for some in found.excluded.values()])
     rows.append(Row("All hospitals", tuple(map(Cell, (f"{patients:,}", events, excluded, ""))), total=True))
     return Table("Patients of each hospital", ("Hospital", "Patients", "Events", "Left out", "Why"), tuple(rows))
 
 
 AT_THRESHOLD: Final = ("accuracy", "f1", "f2", "recall", "precision", "specificity", "npv")
 """The metrics that depend on the threshold; they have a table of their own, as one of all would be too wide to print."""
+
+
+def _left_out(numbers: Collection[int | None]) -> str:
+    """Their sum, or that they are few where nothing else is known."""
+    return "few" if None in numbers and not any(numbers) else total(numbers)
 
 
 def _details(name: str, arm: Arm) -> Iterator[Table]:

@@ -8,13 +8,16 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from ich_models.errors import ConfigurationError
 from ich_models.federation import Federation, load_federation
 from ich_models.files import read_arrays, write_arrays, write_atomic, write_json
+from ich_models.networks.staged import enter
 from ich_models.protocol import CONSTANTS, LOCAL, PACKAGE, WEIGHTS, Rows
+from ich_models.stack import Stack
 from ich_models.yaml_config import Document
 from ich_strategies.plan import Plan
 
@@ -117,6 +120,20 @@ def read(
     plan = Plan(document.value, seed, files)
     _check(plan, rows, where)
     return Model(plan, document, rows, card)
+
+
+def load_stack(plan: Plan, rows: Rows, stage: str | None = None, device: torch.device | None = None) -> Stack:
+    """A stack with one model per row of 'weights', 'constants' and, where the plan has them, 'local', on a device.
+
+    `stage`: that the network is to be in, where it has several; the study's last one if it is left out.
+    """
+    plan.network.to(device or torch.device("cpu"))
+    enter(plan.network, stage or plan.federation.training.stages[-1].name)
+    stack = Stack(plan.network, len(rows[WEIGHTS]))
+    layouts = {WEIGHTS: plan.weights, CONSTANTS: plan.constants, LOCAL: plan.local}
+    whole = {name: layout.unpack(torch.from_numpy(rows[name])) for name, layout in layouts.items() if layout.size}
+    stack.load({name: tensor for tensors in whole.values() for name, tensor in tensors.items()})
+    return stack
 
 
 def _check(plan: Plan, rows: Rows, where: str) -> None:
