@@ -92,9 +92,9 @@ def test_ids_are_unique_and_references_resolve(results: Results) -> None:
 def test_figures_can_be_read_aloud(three: Results) -> None:
     tree = parse(render(three))
     pictures = [each for each in tree.iter() if str(each.tag).endswith("}svg")]
-    assert [each.get("role") for each in pictures] == ["img"] * 3
+    assert [each.get("role") for each in pictures] == ["img"] * 4
     assert all(each.get("aria-label") for each in pictures)
-    assert len(list(tree.iter(f"{HTML}figcaption"))) == 3
+    assert len(list(tree.iter(f"{HTML}figcaption"))) == 4
     assert all(each[0].tag == f"{HTML}caption" for each in tree.iter(f"{HTML}table"))
 
 

@@ -173,7 +173,9 @@ def _specification(known: Known) -> str:
     return f"The model is a file, its SHA-256 {hashes or 'not recorded'}; ich-server export writes it with its card."
 
 
-_PERFORMANCE: Final = "First section, Comparison of arms, Every hospital's figures: with 95 % intervals."
+def _performance(known: Known) -> str:
+    arms = ", Comparison of arms" if len(in_order(known.results)) > 1 else ""
+    return f"First section{arms}, Every hospital's figures: with 95 % intervals."
 
 
 def _software(known: Known) -> str:
@@ -269,7 +271,7 @@ _TRIPOD: Final[Sequence[tuple[str, str, Answer | None]]] = (
     ("20c", "Evaluation against development data", _table_one),
     ("21", "Participants and events in each analysis", _numbers),
     ("22", "The full model", _specification),
-    ("23a", "Performance with intervals", _says(_PERFORMANCE)),
+    ("23a", "Performance with intervals", _performance),
     ("23b", "Heterogeneity of performance", _says(_HETEROGENEITY)),
     ("24", "Results of updating", None),
     ("25", "Interpretation", None),
@@ -340,8 +342,8 @@ _CLAIM: Final[Sequence[tuple[str, str, Answer | None]]] = (
     ),
     ("33", "Flow of cases", _says(_FLOW)),
     ("34", "Characteristics per partition", _table_one),
-    ("35", "Performance on all partitions", _says(_PERFORMANCE)),
-    ("36", "Accuracy and its precision", _says(_PERFORMANCE)),
+    ("35", "Performance on all partitions", _performance),
+    ("36", "Accuracy and its precision", _performance),
     ("37", "Failure analysis", None),
     ("38", "Limitations", _says("What the run itself knows: section Limits. The others: for the authors.")),
     ("39", "Implications for practice", None),

@@ -11,7 +11,7 @@ from ich_server.report.parts import Picture
 from ich_server.results import Arm, Results
 from ich_server.summary import WITHHELD, arm_label, in_order, many, total
 
-_WIDTH: Final = 420
+_WIDTH: Final = 400
 """Of the figure, in SVG user units: a telephone's."""
 _INDENT: Final = 60
 """Of the box that tells who leaves; the others take the whole width."""
