@@ -9,10 +9,12 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from ich_models import tokens
+from ich_models import privacy as privacy_terms
+from ich_models import private_rules, tokens
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.image_spec import HAEMORRHAGES, CtSlices, CtVolume, ImageSpec, MrVolume
 from ich_models.networks.options import Dlmi, Hohoho, IchPro, NetworkOptions, WithText
+from ich_models.privacy import Privacy
 from ich_models.recipes import Recipe, Stage
 from ich_models.strategy_options import FedAvg, StrategyOptions
 from ich_models.strict import Name, Strict
@@ -118,6 +120,8 @@ class Comparisons(Strict):
     """Each hospital alone, tested on its own patients."""
     pooled: Recipe | None = None
     """All training hospitals' patients in one place."""
+    without_privacy: bool = False
+    """The same federation without clipping and noise: what privacy costs."""
 
 
 class Evaluation(Strict):
@@ -185,6 +189,7 @@ class Federation(Strict):
     network: NetworkOptions
     training: Training
     evaluation: Evaluation = Evaluation()
+    privacy: Privacy | None = None
     quorum: Quorum = Quorum()
     checks: Checks = Checks()
 
@@ -274,6 +279,8 @@ def _contradictions(federation: Federation) -> list[Complaint]:
         *_kind_needs(federation),
         *_text_needs(federation),
         *_unknown_stages(federation),
+        *privacy_terms.contradictions(federation),
+        *(private_rules.refusals(federation) if federation.privacy is not None else ()),
     ]
 
 

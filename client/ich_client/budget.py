@@ -1,0 +1,146 @@
+"""What a study may take from this hospital's patients: the study's plan, the hospital's limits, and the ledger of both.
+
+Two limits hold at every reservation. A study never spends more than it has promised, here or anywhere: rounds that are
+lost to a crash are lost. And with `limits.epsilon` all studies together, on patients that they share, stay within it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ich_client.hospital import Limits
+from ich_client.ledger import Charge, Ledger, Writer, spent
+from ich_client.tasks import RefusedError
+from ich_models import accounting
+from ich_models.accounting import Programme, Steps, affordable, epsilon, noise_for
+from ich_models.errors import Code, Problem
+from ich_models.federation import Federation
+from ich_models.privacy import Privacy, learning
+
+SLACK: Final = 1e-9
+"""By which a sum may miss its limit."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a study costs this hospital: noise `sigma`, epsilon `planned` of this study, and `total` with all before it."""
+
+    sigma: float
+    planned: float
+    before: float
+    total: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One hospital's patients in one private study."""
+
+    federation: Federation
+    hospital: str
+    limits: Limits
+    patients: Sequence[str]
+    """Identifiers of all who take part."""
+    ledger: Ledger
+
+    @property
+    def privacy(self) -> Privacy:
+        """The study's terms."""
+        assert self.federation.privacy is not None, "a budget for a study without privacy"
+        return self.federation.privacy
+
+    @property
+    def programme(self) -> Programme:
+        """The study's plan."""
+        return accounting.programme(self.federation)
+
+    @property
+    def stated(self) -> int:
+        """How many patients this hospital says that it has. Raises RefusedError(POLICY) if the study does not name it."""
+        found = self.privacy.stated(self.hospital, len(self.patients))
+        if found is None:
+            raise RefusedError(Code.POLICY, f"privacy.patients does not name '{self.hospital}'")
+        return found
+
+    def learning(self, part: int) -> int:
+        """How many of these train when `part` is held out."""
+        return learning(self.federation.evaluation, self.stated, part)
+
+    # what it will cost
+
+    def terms(self) -> Terms:
+        """Noise and cost, as the ledger stands. Raises RefusedError(BUDGET) if the hospital cannot take part."""
+        book = self.ledger.read()
+        name, digests = self.ledger.cohort(self.patients)
+        known = name if name in book.cohorts else None
+        if known is None:
+            book.cohorts[name] = digests
+        return self._terms(book.of(name))
+
+    def _terms(self, charges: Sequence[Charge]) -> Terms:
+        """The same, of patients with these charges. What this study itself has spent is part of its plan."""
+        plan, study = self.programme, self.federation.hash
+        others = [charge for charge in charges if charge.study != study]
+        delta = min([plan.delta, *(charge.delta for charge in others)])
+        sigma = self._sigma(spent(others), delta)
+        whole = plan.with_noise(sigma)
+        before = epsilon(spent(others), delta)
+        return Terms(sigma, epsilon(whole, plan.delta), before, epsilon((*spent(others), *whole), delta), delta)
+
+    def _sigma(self, others: Sequence[Steps], delta: float) -> float:
+        """The study's noise, or this hospital's own, larger one."""
+        plan, limit = self.programme, self.limits.epsilon
+        if limit is None or affordable((*others, *plan.whole), delta, limit + SLACK):
+            return plan.sigma
+        told = f"this study would bring epsilon to {epsilon((*others, *plan.whole), delta):.3g}; limits.epsilon is {limit:g}"
+        if not self.privacy.own_noise:
+            raise RefusedError(Code.BUDGET, f"{told}, and the study does not allow a noise of one's own (privacy.own_noise)")
+        found = noise_for(limit, delta, plan.rate, plan.steps, (*others, *plan.figures))
+        if found is None:
+            raise RefusedError(Code.BUDGET, f"{told}, and no noise is enough for what is left")
+        return max(found, plan.sigma)
+
+    def refusal(self) -> Problem | None:
+        """Why the hospital cannot take part, for people here."""
+        try:
+            self.terms()
+            _ = self.stated
+        except RefusedError as error:
+            hint = "a hospital may raise its own limit; the coordinator may plan less, or allow own_noise and name hospitals"
+            return Problem(f"hospital '{self.hospital}' will not take part (code {error.code}): {error}", hint=hint)
+        return None
+
+    # spending
+
+    def training(self, seed: int, round_number: int, folds: Sequence[str]) -> tuple[float, Charge]:
+        """Reserve one round of these folds: the noise to train with, and the charge. Raises RefusedError(BUDGET).
+
+        If the work then fails, all of it stays spent: whether noise was drawn, nobody can say.
+        """
+        stage, _ = self.federation.training.stage_at(round_number)
+        steps = self.privacy.steps(stage) * len(folds)
+        with self.ledger.writing(self.patients) as writer:
+            sigma = self._terms(writer.charges).sigma
+            row = Steps(sigma, self.privacy.rate, steps)
+            return sigma, self._reserve(writer, seed, f"round {round_number}", folds, row)
+
+    def figures(self, seed: int, folds: Sequence[str], questions: int) -> Charge:
+        """Reserve the noised counts of so many evaluations. Raises RefusedError(BUDGET)."""
+        with self.ledger.writing(self.patients) as writer:
+            return self._reserve(writer, seed, "evaluation", folds, Steps(self.privacy.metrics_noise, 1.0, questions))
+
+    def _reserve(self, writer: Writer, seed: int, what: str, folds: Sequence[str], row: Steps) -> Charge:
+        plan, study = self.programme, self.federation.hash
+        mine = [charge for charge in writer.charges if charge.study == study]
+        if not affordable((*spent(mine), row), plan.delta, plan.study + SLACK):
+            reached = epsilon((*spent(mine), row), plan.delta)
+            message = f"{what} would bring this study to epsilon {reached:.3g}; it has promised {plan.study:.3g}"
+            raise RefusedError(Code.BUDGET, message)
+        if self.limits.epsilon is not None:
+            delta = min([plan.delta, *(charge.delta for charge in writer.charges)])
+            if not affordable((*spent(writer.charges), row), delta, self.limits.epsilon + SLACK):
+                reached = epsilon((*spent(writer.charges), row), delta)
+                message = f"{what} would bring epsilon to {reached:.3g}; this hospital's limit is {self.limits.epsilon:g}"
+                raise RefusedError(Code.BUDGET, message)
+        return writer.reserve(study, seed, what, folds, row, plan.delta)
+
