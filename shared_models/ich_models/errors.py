@@ -72,6 +72,7 @@ class Code(StrEnum):
     DATA = "DATA"  # the hospital's data cannot be used
     SMALL_CELLS = "SMALL_CELLS"  # too few patients for anything to be said of them
     EGRESS = "EGRESS"  # the reply was not what may leave; it was dropped
+    PRIVACY = "PRIVACY"  # what is asked for would not be private
     DIVERGED = "DIVERGED"  # training gave numbers that are not finite
     RESOURCES = "RESOURCES"  # memory, disk or device
     INTERNAL = "INTERNAL"  # anything else; the traceback stays in the hospital's log

@@ -1,0 +1,310 @@
+"""Gradients of single patients, clipped and added: two engines with the same answer, and the choice between them.
+
+The unit is the patient: one gradient over all scans, slices and views, of all parameters that learn together, scaled to
+at most the clip (Abadi et al., CCS 2016, Algorithm 1). What a patient adds depends on no other patient:
+
+- `loop`: forward and backward for one patient after another. Right for every network, since there is nobody else in the
+  batch; of large networks as fast as ordinary training, and it needs the memory of one patient.
+- `ghost`: for small networks on tables and kept features: all patients in one pass of `torch.func.vmap`. A linear layer's
+  weight is not differentiated patient by patient: its gradient is that of the output times the input, from which both its
+  norm (Goodfellow 2015) and the clipped sum (Bu et al., ICML 2023) follow without its ever being written down.
+
+Opacus' own hooks are not used: they need layers of its own for attention and LSTMs, and are silently wrong on the cases
+that privacy tests list (docs/privacy.md).
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+from ich_models import augment
+from ich_models.batch import Batch
+from ich_models.losses import Objective
+from ich_models.recipes import Recipe
+from ich_models.stack import Stack, stackable
+
+log = logging.getLogger(__name__)
+
+EngineName = Literal["auto", "loop", "ghost"]
+Tensors = dict[str, torch.Tensor]
+
+_LARGEST: Final = 2**28
+"""Bytes of single patients' gradients that `ghost` holds at once."""
+
+_AGREE: Final = 1e-4
+"""Largest difference between the engines' gradients of one patient, over its norm; float32 in another order gives 1e-6."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A step's batch. `rows`: (B,) int64, row numbers. `seeds`: (B,) int64, what their random layers begin with."""
+
+    rows: torch.Tensor
+    seeds: torch.Tensor
+
+
+class Engine(Protocol):
+    """Clipped gradients of single patients, added."""
+
+    name: str
+
+    def clipped(self, draw: Draw, clip: float, epoch: float, without: int | None = None) -> Tensors:
+        """By parameter, the sum over the batch of gradients scaled to a norm of at most `clip`, all parameters together.
+
+        A gradient that is not finite counts as zero. `without`: the place in the batch of a patient to leave out; the
+        others then meet the same random numbers as before.
+        """
+        ...
+
+
+def learning(stack: Stack) -> Tensors:
+    """The parameters that ask for a gradient, by name."""
+    return {name: parameter for name, parameter in stack.parameters.items() if parameter.requires_grad}
+
+
+def choose(stack: Stack, patients: Batch, recipe: Recipe, wanted: EngineName, trial: Draw) -> Engine:
+    """The engine for these patients; `auto` takes `ghost` where it can be had. What was taken, and why, is in the log.
+
+    `trial`: some patients, on whom `ghost` must agree with `loop`.
+    """
+    loop = Loop(stack, patients, recipe)
+    why = "asked for"
+    if wanted != "loop":
+        ghost, why = _ghost(loop, trial)
+        if ghost is not None:
+            log.info("private gradients: ghost, all patients of a step in one pass (%s)", why)
+            return ghost
+    log.info("private gradients: loop, one patient at a time (%s)", why)
+    return loop
+
+
+def _ghost(loop: "Loop", trial: Draw) -> tuple["Ghost | None", str]:
+    """The engine `ghost` and what speaks for it, or None and what speaks against it."""
+    if loop.patients.image is not None or loop.patients.text is not None:
+        return None, "images or texts pass through encoders"
+    if not stackable(loop.stack.network):
+        return None, "the network has layers that torch.func cannot map"
+    if not len(trial.rows):
+        return None, "no patient to try it on"
+    try:
+        ghost = Ghost.of(loop.stack, loop.patients, loop.recipe, trial)
+        for one in range(len(trial.rows)):
+            if not _agree(loop, ghost, Draw(trial.rows[one : one + 1], trial.seeds[one : one + 1])):
+                return None, "the network uses a weight in a way that only the loop follows"
+    except RuntimeError as problem:  # what torch.func says of control flow that depends on a patient's numbers
+        log.debug("ghost was tried: %s", problem)
+        return None, "torch.func cannot map the network"
+    return ghost, "a table and kept features alone"
+
+
+def _agree(loop: "Loop", ghost: "Ghost", draw: Draw) -> bool:
+    one, other = (engine.clipped(draw, math.inf, 0.0) for engine in (loop, ghost))
+    apart = norm([one[name] - other[name] for name in one])
+    return apart <= _AGREE * norm(list(one.values())) + 1e-9
+
+
+def norm(tensors: Sequence[torch.Tensor]) -> float:
+    """L2 norm of all numbers together, added in float64."""
+    if not tensors:
+        return 0.0
+    return float(torch.stack([torch.linalg.vector_norm(one, dtype=torch.float64) for one in tensors]).norm())
+
+
+def _factor(length: float, clip: float) -> float:
+    """What a gradient of this norm is scaled by: to at most `clip`, and to nothing if it is not finite."""
+    if not math.isfinite(length):
+        return 0.0
+    return 1.0 if length <= clip else clip / length
+
+
+def _begin(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+# --- one patient after another ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One forward and backward per patient."""
+
+    stack: Stack
+    patients: Batch
+    recipe: Recipe
+    name: str = "loop"
+
+    def clipped(self, draw: Draw, clip: float, epoch: float, without: int | None = None) -> Tensors:
+        parameters = learning(self.stack)
+        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        for place, (row, seed) in enumerate(zip(draw.rows, draw.seeds.tolist(), strict=True)):
+            if place == without:
+                continue
+            found = self._gradient(row[None], seed, epoch, parameters)
+            factor = _factor(norm(list(found.values())), clip)
+            if factor:
+                for name, gradient in found.items():
+                    total[name].add_(gradient, alpha=factor)
+        return total
+
+    def _gradient(self, row: torch.Tensor, seed: int, epoch: float, parameters: Tensors) -> Tensors:
+        """Of one patient; what the patient does not touch is left out."""
+        device = next(iter(parameters.values())).device
+        _begin(seed, device)
+        patient = augment.of_batch(self.recipe.augment, self.patients.take(row))
+        kind = device.type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.recipe.amp and kind == "cuda"):
+            loss = self.stack.losses(patient, epoch).sum()
+        if not loss.requires_grad:  # nothing of this patient reaches what learns
+            return {}
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        return {name: own for name, own in zip(parameters, found, strict=True) if own is not None}
+
+
+# --- all patients at once ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ghost:
+    """All patients in one mapped pass. `linear`: by name, the layers whose weights are not written down per patient;
+
+    `outputs`: the form of one patient's output of each, (1, ..., out).
+    """
+
+    stack: Stack
+    patients: Batch
+    recipe: Recipe
+    linear: Mapping[str, nn.Linear]
+    outputs: Mapping[str, torch.Size]
+    name: str = field(default="ghost")
+
+    @classmethod
+    def of(cls, stack: Stack, patients: Batch, recipe: Recipe, trial: Draw) -> "Ghost":
+        """With the linear layers that pay: called once in a pass, with more weights than outputs squared.
+
+        2 T^2 <= in * out decides, T rows of input per patient (Bu et al., NeurIPS 2022, mixed ghost clipping).
+        """
+        calls: dict[str, list[torch.Size]] = {}
+        layers = {name: layer for name, layer in stack.network.named_modules() if type(layer) is nn.Linear}
+
+        def note(name: str, output: torch.Tensor) -> torch.Tensor:
+            calls.setdefault(name, []).append(output.shape)
+            return output
+
+        with torch.no_grad(), _watching(layers, lambda name, _, output: note(name, output)):
+            stack.losses(patients.take(trial.rows[:1]))
+        outputs = {
+            name: shapes[0]
+            for name, shapes in calls.items()
+            if len(shapes) == 1
+            and layers[name].weight.requires_grad
+            and 2 * shapes[0][:-1].numel() ** 2 <= layers[name].weight.numel()
+        }
+        return cls(stack, patients, recipe, {name: layers[name] for name in outputs}, outputs)
+
+    def clipped(self, draw: Draw, clip: float, epoch: float, without: int | None = None) -> Tensors:
+        parameters = learning(self.stack)
+        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        if not len(draw.rows):
+            return total
+        device = next(iter(parameters.values())).device
+        _begin(int(draw.seeds[0]), device)
+        rows = draw.rows
+        if without is not None:  # another stands in the place, so that random numbers stay where they were; he adds nothing
+            rows = rows.clone()
+            rows[without] = rows[without - 1]
+        like = next(iter(parameters.values()))
+        batch = augment.of_batch(self.recipe.augment, self.patients.take(rows)).to(like.dtype, device)
+        written = {name: own for name, own in parameters.items() if name.removesuffix(".weight") not in self.linear}
+        bytes_each = 4 * sum(own.numel() for own in written.values()) + 1
+        places = torch.arange(len(rows), device=device)
+        for part in places.split(max(1, _LARGEST // bytes_each)):
+            self._add(total, batch, part, written, clip, epoch, without)
+        return total
+
+    def _add(
+        self,
+        total: Tensors,
+        batch: Batch,
+        places: torch.Tensor,
+        written: Tensors,
+        clip: float,
+        epoch: float,
+        without: int | None,
+    ) -> None:
+        like = batch.label
+        taps = {name: like.new_zeros(shape) for name, shape in self.outputs.items()}
+
+        def loss(own: Tensors, taps: Tensors, place: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
+            """Of one patient, and what entered each linear layer. A tap is a zero on the layer's output: its gradient
+            is the output's."""
+            entered: Tensors = {}
+
+            def tapped(name: str, given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+                entered[name] = given
+                return output + taps[name]
+
+            with _watching(self.linear, tapped):
+                named = {Objective.PREFIX + name: tensor for name, tensor in own.items()}
+                value = functional_call(
+                    self.stack.objective, named, (batch.take(place[None]), epoch), tie_weights=False
+                )
+            return value, entered
+
+        with torch.no_grad():  # torch.func.grad has its own graph
+            plain = {name: parameter.detach() for name, parameter in written.items()}
+            mapped = vmap(grad(loss, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0), randomness="different")
+            (own, out), entered = mapped(plain, taps, places)
+            own = {name: values.reshape(len(places), -1) for name, values in own.items()}
+            given = {name: values.flatten(1, -2) for name, values in entered.items()}  # (B, T, in)
+            left = {name: values.flatten(1, -2) for name, values in out.items()}  # (B, T, out)
+            squares = like.new_zeros(len(places), dtype=torch.float64)
+            for values in own.values():
+                squares += torch.linalg.vector_norm(values, dim=1, dtype=torch.float64).square()
+            for name, a in given.items():
+                squares += _square(a.double(), left[name].double())
+            lengths = squares.sqrt()
+            factors = (clip / lengths).clamp(max=1.0)
+            if without is not None:
+                factors = torch.where(places == without, 0.0, factors)
+            finite = torch.isfinite(lengths)
+            factors = torch.where(finite & (lengths > 0), factors, torch.where(finite, 1.0, 0.0)).to(like.dtype)
+            if not bool(finite.all()):  # 0 times what is not finite is not finite
+                own, given, left = ({k: v[finite] for k, v in one.items()} for one in (own, given, left))
+                factors = factors[finite]
+            for name, values in own.items():
+                total[name] += (factors @ values).reshape(total[name].shape)
+            for name, a in given.items():
+                scaled = left[name] * factors[:, None, None]
+                total[f"{name}.weight"] += scaled.flatten(0, 1).T @ a.flatten(0, 1)
+
+
+def _square(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Squared norm of each patient's b^T a, for a (B, T, in) and b (B, T, out), from T x T products: (B,)."""
+    return ((a @ a.transpose(1, 2)) * (b @ b.transpose(1, 2))).sum((1, 2)).clamp(min=0)
+
+
+class _Watch(Protocol):
+    def __call__(self, name: str, given: torch.Tensor, output: torch.Tensor, /) -> torch.Tensor: ...
+
+
+@contextmanager
+def _watching(layers: Mapping[str, nn.Module], watch: _Watch) -> Iterator[None]:
+    """While it lasts, each layer's output is what `watch(name, input, output)` makes of it."""
+    handles = [
+        layer.register_forward_hook(lambda _, given, output, name=name: watch(name, given[0], output))  # type: ignore[misc]
+        for name, layer in layers.items()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
