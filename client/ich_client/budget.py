@@ -94,7 +94,9 @@ class Budget:
             return plan.sigma
         told = f"this study would bring epsilon to {epsilon((*others, *plan.whole), delta):.3g}; limits.epsilon is {limit:g}"
         if not self.privacy.own_noise:
-            raise RefusedError(Code.BUDGET, f"{told}, and the study does not allow a noise of one's own (privacy.own_noise)")
+            raise RefusedError(
+                Code.BUDGET, f"{told}, and the study does not allow a noise of one's own (privacy.own_noise)"
+            )
         found = noise_for(limit, delta, plan.rate, plan.steps, (*others, *plan.figures))
         if found is None:
             raise RefusedError(Code.BUDGET, f"{told}, and no noise is enough for what is left")
@@ -140,7 +142,8 @@ class Budget:
             delta = min([plan.delta, *(charge.delta for charge in writer.charges)])
             if not affordable((*spent(writer.charges), row), delta, self.limits.epsilon + SLACK):
                 reached = epsilon((*spent(writer.charges), row), delta)
-                message = f"{what} would bring epsilon to {reached:.3g}; this hospital's limit is {self.limits.epsilon:g}"
+                message = (
+                    f"{what} would bring epsilon to {reached:.3g}; this hospital's limit is {self.limits.epsilon:g}"
+                )
                 raise RefusedError(Code.BUDGET, message)
         return writer.reserve(study, seed, what, folds, row, plan.delta)
-

@@ -14,7 +14,7 @@ from ich_client.hospital import HospitalConfig, load_mappings
 from ich_client.images import EVERYBODY, Ask, Summary
 from ich_client.labels import TYPES
 from ich_client.machine import Line
-from ich_client.splits import split
+from ich_client.splits import of as split
 from ich_client.tables import Hospital, load_hospitals
 from ich_client.texts import TextSummary
 from ich_models import clinical
@@ -319,7 +319,7 @@ def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Foun
 def _refused(federation: Federation, hospital: Hospital) -> Iterator[Problem]:
     """Why this hospital's client would answer with a code (SMALL_CELLS, POLICY) in place of its part in the study."""
     k = max(federation.evaluation.small_cells, hospital.limits.small_cells)
-    smallest = egress.smallest_group(hospital.patients.labels, federation.evaluation)
+    smallest = egress.smallest_group(hospital.patients, federation)
     if smallest < k:
         yield Problem(
             f"hospital '{hospital.name}' will not take part: sums over {smallest} patients would leave, and k is {k}",
@@ -353,7 +353,7 @@ def _withheld(federation: Federation, hospital: Hospital) -> Iterator[str]:
         yield f"the number of events ({events:,} of {len(labels):,})"
         if evaluation.leave_one_hospital_out:
             yield "every figure of the model that never saw this hospital"
-    first = split(labels, evaluation, 0)
+    first = split(hospital.patients, federation, 0)
     chosen = first.validation if len(first.validation) else first.train
     binary = federation.task.kind == "binary"
     if binary and evaluation.threshold == "youden" and egress.few_of_a_class(labels[chosen], k):
@@ -381,14 +381,14 @@ OTHERS = "without:OTHER"
 
 def _folds(federation: Federation, hospital: Hospital) -> tuple[FoldHere, ...]:
     evaluation, labels = federation.evaluation, hospital.patients.labels
-    whole = split(labels, evaluation, 0)
+    whole = split(hospital.patients, federation, 0)
     folds = []
     for fold in folds_of(evaluation, (hospital.name,)):
         if not fold.trains_at(hospital.name):
             folds.append(FoldHere(OTHERS, len(whole.train), len(whole.validation), 0))
             folds.append(FoldHere(fold.name, 0, 0, len(labels)))
             continue
-        part = split(labels, evaluation, fold.part or 0)
+        part = split(hospital.patients, federation, fold.part or 0)
         folds.append(FoldHere(fold.name, len(part.train), len(part.validation), len(part.test)))
     return tuple(folds)
 

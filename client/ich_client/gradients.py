@@ -218,7 +218,9 @@ class Ghost:
         device = next(iter(parameters.values())).device
         _begin(int(draw.seeds[0]), device)
         rows = draw.rows
-        if without is not None:  # another stands in the place, so that random numbers stay where they were; he adds nothing
+        if (
+            without is not None
+        ):  # another stands in the place, so that random numbers stay where they were; he adds nothing
             rows = rows.clone()
             rows[without] = rows[without - 1]
         like = next(iter(parameters.values()))

@@ -167,7 +167,12 @@ class Ledger:
         with self._locked():
             book = self.read()
             if name not in book.cohorts:
-                content = {"event": "patients", "cohort": name, "salt": self._fingerprint(), "patients": sorted(digests)}
+                content = {
+                    "event": "patients",
+                    "cohort": name,
+                    "salt": self._fingerprint(),
+                    "patients": sorted(digests),
+                }
                 hash_chain.append(self.path, content)
                 book = self.read()
             yield Writer(self, name, book)
@@ -236,5 +241,3 @@ def _charge(entry: Entry) -> Charge:
         reserved=Steps(said["sigma"], said["rate"], said["steps"]),
         settled=None,
     )
-
-

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ich_client.features import with_frozen_features
 from ich_client import splits
 from ich_client.budget import Budget
+from ich_client.features import with_frozen_features
 from ich_client.ledger import Ledger
 from ich_client.replies import Replies
 from ich_client.splits import Indices, Split

@@ -239,9 +239,7 @@ def _planned(federation: Federation) -> Programme:
         )
     one = epsilon([Steps(sigma, privacy.rate, sum(rounds)), *figures(1)], privacy.delta)
     every = epsilon([Steps(sigma, privacy.rate, sum(rounds) * models * seeds), *figures(seeds)], privacy.delta)
-    return Programme(
-        sigma, privacy.rate, privacy.delta, rounds, models, seeds, figures(seeds), model=one, study=every
-    )
+    return Programme(sigma, privacy.rate, privacy.delta, rounds, models, seeds, figures(seeds), model=one, study=every)
 
 
 def _privacy(federation: Federation) -> Privacy:

@@ -124,7 +124,11 @@ def contradictions(federation: "Federation") -> Iterator[Complaint]:
         yield ("modalities", "table", "scaling"), message, hint
     if privacy.metrics == "noised" and federation.task.kind == "slices":
         message = "figures of slices cannot be noised: one patient has many"
-        yield ("privacy", "metrics"), message, "write metrics: not_sent, or exact (no epsilon holds for the figures then)"
+        yield (
+            ("privacy", "metrics"),
+            message,
+            "write metrics: not_sent, or exact (no epsilon holds for the figures then)",
+        )
     columns = clinical.columns(table) if set(table.predictors) <= set(table.variables) else ()
     for name in privacy.public:
         if columns and name not in columns:
