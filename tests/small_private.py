@@ -3,6 +3,7 @@
 from typing import Any
 
 import small
+
 from ich_models.federation import Federation
 
 PRIVACY: dict[str, Any] = {"epsilon": 3.0, "delta": 1e-3, "patients": 60, "hospitals": 3, "metrics": "exact"}

@@ -4,7 +4,7 @@ Two limits hold at every reservation. A study never spends more than it has prom
 lost to a crash are lost. And with `limits.epsilon` all studies together, on patients that they share, stay within it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,7 +12,7 @@ from ich_client.hospital import Limits
 from ich_client.ledger import Charge, Ledger, Writer, spent
 from ich_client.tasks import RefusedError
 from ich_models import accounting
-from ich_models.accounting import Programme, Steps, affordable, epsilon, noise_for
+from ich_models.accounting import Programme, Steps, affordable, epsilon, expected, noise_for
 from ich_models.errors import Code, Problem
 from ich_models.federation import Federation
 from ich_models.privacy import Privacy, learning
@@ -68,14 +68,16 @@ class Budget:
 
     # what it will cost
 
+    def charges(self) -> tuple[Charge, ...]:
+        """What these patients, or some of them, have borne so far. Writes nothing."""
+        book = self.ledger.read()
+        if not book.lines:
+            return ()
+        return book.sharing(self.ledger.cohort(self.patients)[1])
+
     def terms(self) -> Terms:
         """Noise and cost, as the ledger stands. Raises RefusedError(BUDGET) if the hospital cannot take part."""
-        book = self.ledger.read()
-        name, digests = self.ledger.cohort(self.patients)
-        known = name if name in book.cohorts else None
-        if known is None:
-            book.cohorts[name] = digests
-        return self._terms(book.of(name))
+        return self._terms(self.charges())
 
     def _terms(self, charges: Sequence[Charge]) -> Terms:
         """The same, of patients with these charges. What this study itself has spent is part of its plan."""
@@ -102,15 +104,51 @@ class Budget:
             raise RefusedError(Code.BUDGET, f"{told}, and no noise is enough for what is left")
         return max(found, plan.sigma)
 
+    def told(self, weights: int) -> Iterator[tuple[str, str]]:
+        """Lines of (word, text) on what the study costs these patients, as the ledger stands; `weights`: numbers trained.
+
+        Raises RefusedError(BUDGET or POLICY) if the hospital cannot take part.
+        """
+        found, limit = self.terms(), self.limits.epsilon
+        whose = "" if found.sigma == self.programme.sigma else f", with this hospital's own noise of {found.sigma:g}"
+        yield "this study", f"epsilon {found.planned:.2f}{whose}"
+        if found.before:
+            yield (
+                "before",
+                f"epsilon {found.before:.2f} on these patients or some of them; {found.total:.2f} with this study",
+            )
+        allowed = (
+            "none; each study that is approved may spend what it promises" if limit is None else f"epsilon {limit:g}"
+        )
+        yield "limit", f"limits.epsilon: {allowed}"
+        effect = expected(self.programme, self.stated, weights, found.sigma)
+        text = f"{self.stated:,} patients are stated, {len(self.patients):,} take part; the noise of a step is"
+        yield "utility", f"{text} {effect.share:.2g} times as long as the longest step: {effect.verdict}"
+
     def refusal(self) -> Problem | None:
         """Why the hospital cannot take part, for people here."""
         try:
-            self.terms()
-            _ = self.stated
+            list(self.told(1))
         except RefusedError as error:
-            hint = "a hospital may raise its own limit; the coordinator may plan less, or allow own_noise and name hospitals"
+            hint = (
+                "the hospital may raise its limit; the coordinator may plan less, allow own_noise, or name the hospital"
+            )
             return Problem(f"hospital '{self.hospital}' will not take part (code {error.code}): {error}", hint=hint)
         return None
+
+    def warnings(self) -> Iterator[Problem]:
+        """What people here should know before they agree."""
+        known = self.ledger.read().cohorts
+        if known and not self.charges():
+            message = f"none of these patients stands in the ledger, which knows {len(known)} other groups"
+            yield Problem(
+                message,
+                str(self.ledger.path),
+                "if identifiers were changed since, what they bore before is not counted: keep identifiers as they are",
+            )
+        if not 0.5 <= self.stated / len(self.patients) <= 2:
+            message = f"{self.stated:,} patients are stated for hospital '{self.hospital}', and {len(self.patients):,} take part"
+            yield Problem(message, "privacy.patients", "the steps are too short or too long by as much")
 
     # spending
 

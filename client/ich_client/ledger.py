@@ -70,9 +70,12 @@ class Book:
     lines: int
 
     def of(self, cohort: str) -> tuple[Charge, ...]:
-        """What this group's patients may have borne: charges of every group that shares a patient with it."""
-        mine = self.cohorts.get(cohort, frozenset())
-        related = {name for name, patients in self.cohorts.items() if name == cohort or mine & patients}
+        """What this group's patients may have borne."""
+        return self.sharing(self.cohorts[cohort])
+
+    def sharing(self, patients: frozenset[str]) -> tuple[Charge, ...]:
+        """Charges of every group that shares a patient, by digest, with these."""
+        related = {name for name, others in self.cohorts.items() if patients & others}
         return tuple(charge for charge in self.charges if charge.cohort in related)
 
 

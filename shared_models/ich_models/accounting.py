@@ -31,8 +31,8 @@ HOPELESS: Final = 100.0
 DIGITS: Final = 4
 """Significant digits of a noise multiplier: what people read is what is done."""
 
-SMALLEST, LARGEST = 0.05, 1e6
-"""Noise multipliers that are looked at."""
+SMALLEST, LARGEST = 0.05, 2000.0
+"""Noise multipliers that are looked at: with more than the largest nothing is learnt of anybody."""
 
 
 @dataclass(frozen=True, order=True)

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+import small_private
 from scipy.stats import norm
 
-import small_private
 from ich_models.accounting import Steps, affordable, epsilon, expected, merged, noise_for, programme
 
 N300 = 300**-1.1
