@@ -53,7 +53,10 @@ class Draw:
 class Engine(Protocol):
     """Clipped gradients of single patients, added."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Of the two, in the log."""
+        ...
 
     def clipped(self, draw: Draw, clip: float, epoch: float, without: int | None = None) -> Tensors:
         """By parameter, the sum over the batch of gradients scaled to a norm of at most `clip`, all parameters together.
@@ -218,7 +221,9 @@ class Ghost:
         device = next(iter(parameters.values())).device
         _begin(int(draw.seeds[0]), device)
         rows = draw.rows
-        if without is not None:  # another stands in the place, so that random numbers stay where they were; he adds nothing
+        if (
+            without is not None
+        ):  # another stands in the place, so that random numbers stay where they were; he adds nothing
             rows = rows.clone()
             rows[without] = rows[without - 1]
         like = next(iter(parameters.values()))
@@ -300,7 +305,7 @@ class _Watch(Protocol):
 def _watching(layers: Mapping[str, nn.Module], watch: _Watch) -> Iterator[None]:
     """While it lasts, each layer's output is what `watch(name, input, output)` makes of it."""
     handles = [
-        layer.register_forward_hook(lambda _, given, output, name=name: watch(name, given[0], output))  # type: ignore[misc]
+        layer.register_forward_hook(lambda _, given, output, name=name: watch(name, given[0], output))
         for name, layer in layers.items()
     ]
     try:

@@ -111,9 +111,7 @@ def fit_private(
     return Fit(nothing, rate)
 
 
-def _tried(
-    stack: Stack, patients: Batch, recipe: Recipe, terms: Terms, engine: EngineName, stream: Stream
-) -> Engine:
+def _tried(stack: Stack, patients: Batch, recipe: Recipe, terms: Terms, engine: EngineName, stream: Stream) -> Engine:
     """The engine, once it has shown on some patients of this hospital that it is private."""
     order = torch.from_numpy(stream.uniform(len(patients))).argsort()
     trial = Draw(order[:TRIED], stream.seeds(min(TRIED, len(order))))

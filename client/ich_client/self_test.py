@@ -36,9 +36,10 @@ def refuse_coupling(stack: Stack) -> None:
 def _batch_statistics(network: nn.Module) -> Iterator[str]:
     """Names of the layers that do so as they are now. One in evaluation mode, as in a frozen encoder, does not."""
     for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
-            yield name
-        elif getattr(module, "track_running_stats", False) and module.training:  # of the instance family
+        of_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if module.training and (
+            of_batch or getattr(module, "track_running_stats", False)
+        ):  # the instance family may, too
             yield name
 
 
@@ -79,5 +80,7 @@ def run(engine: Engine, network: nn.Module, draw: Draw, clip: float, epoch: floa
     with unchanged_buffers(network):
         ratio = leave_one_out(engine, draw, clip, epoch)
     if not ratio <= 1 + LEEWAY:
-        message = f"one patient moves the sum of clipped gradients by {ratio:.6f} times the clip, with engine {engine.name}"
+        message = (
+            f"one patient moves the sum of clipped gradients by {ratio:.6f} times the clip, with engine {engine.name}"
+        )
         raise RefusedError(Code.PRIVACY, message)
