@@ -53,7 +53,10 @@ class Draw:
 class Engine(Protocol):
     """Clipped gradients of single patients, added."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Of the two, in the log."""
+        ...
 
     def clipped(self, draw: Draw, clip: float, epoch: float, without: int | None = None) -> Tensors:
         """By parameter, the sum over the batch of gradients scaled to a norm of at most `clip`, all parameters together.
@@ -302,7 +305,7 @@ class _Watch(Protocol):
 def _watching(layers: Mapping[str, nn.Module], watch: _Watch) -> Iterator[None]:
     """While it lasts, each layer's output is what `watch(name, input, output)` makes of it."""
     handles = [
-        layer.register_forward_hook(lambda _, given, output, name=name: watch(name, given[0], output))  # type: ignore[misc]
+        layer.register_forward_hook(lambda _, given, output, name=name: watch(name, given[0], output))
         for name, layer in layers.items()
     ]
     try:

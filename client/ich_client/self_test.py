@@ -36,9 +36,10 @@ def refuse_coupling(stack: Stack) -> None:
 def _batch_statistics(network: nn.Module) -> Iterator[str]:
     """Names of the layers that do so as they are now. One in evaluation mode, as in a frozen encoder, does not."""
     for name, module in network.named_modules():
-        if (isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training) or (
-            getattr(module, "track_running_stats", False) and module.training
-        ):
+        of_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if module.training and (
+            of_batch or getattr(module, "track_running_stats", False)
+        ):  # the instance family may, too
             yield name
 
 
