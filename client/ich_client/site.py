@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -19,26 +20,37 @@ from ich_client.tables import Hospital
 from ich_models import extras
 from ich_models.batch import Batch
 from ich_models.errors import ConfigurationError
+from ich_models.federation import Federation
 from ich_models.folds import Fold
 from ich_models.statistics import Moments, moments
 from ich_strategies.plan import Plan
+
+LEDGERS: Final = "privacy"
+"""Folder of the hospitals' ledgers, where no hospital's folder is."""
 
 
 class Site:
     """One hospital in one study. What is derived from its patients is made once and kept in memory."""
 
     def __init__(
-        self, plan: Plan, hospital: Hospital, folder: Path, models: Path | None = None, ledger: Ledger | None = None
+        self,
+        plan: Plan,
+        hospital: Hospital,
+        folder: Path,
+        models: Path | None = None,
+        ledger: Ledger | None = None,
+        roles: Federation | None = None,
     ) -> None:
         """`folder`: where state between rounds is kept, one folder per federation, seed and hospital below it.
 
         `models`: where models that are handed over are kept; `ledger`: of this hospital, of all studies. Both are by
-        default in `folder`.
+        default in `folder`. `roles`: the study whose split of the patients is used; by default the plan's own.
         """
         torch.set_num_threads(
             hospital.limits.threads
         )  # sums in a fixed order, and no more cores than the hospital gives
         self.plan = plan
+        self.roles = roles or plan.federation
         own = folder / plan.hash[:16] / f"seed-{plan.seed}" / hospital.name
         self.hospital = replace(hospital, patients=with_frozen_features(plan, hospital.patients, own / "features"))
         self.state = State(own)
@@ -78,7 +90,7 @@ class Site:
     def split(self, part: int) -> Split:
         """The patients' roles when `part` is held out (0: none but the test share)."""
         if part not in self._splits:
-            self._splits[part] = splits.of(self.hospital.patients, self.plan.federation, part)
+            self._splits[part] = splits.of(self.hospital.patients, self.roles, part)
         return self._splits[part]
 
     def held_out(self, fold: Fold) -> Indices:
@@ -118,5 +130,5 @@ class Site:
 
 def ledger_in(folder: Path, hospital: str) -> Ledger:
     """A hospital's ledger where no hospital's folder is: in a simulation, or under Flower's own tools."""
-    own = folder / "privacy" / hospital
+    own = folder / LEDGERS / hospital
     return Ledger(own, own / "anchors.jsonl")

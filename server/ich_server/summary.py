@@ -265,6 +265,7 @@ ARM_LABELS: Final = {
     "local": "Local only",
     "pooled": "Pooled data",
     "pooled_within": "Pooled data, all hospitals",
+    "without_privacy": "Without privacy",
 }
 
 NOTHING: Final = "–"

@@ -29,7 +29,9 @@ def evaluate(found: Floats, limits: Floats, threshold: float) -> Evaluation:
     """Every metric that (2, B) counts can tell, without intervals.
 
     Noise makes counts that are negative, and they stay so: cut off at 0 they would add up to more patients than there are.
-    What comes out is brought within its range. Patients of one bin count as equal: in AUROC and AUPRC as ties, in the Brier score at the middle of the bin. The two
+    What comes out is brought within its range.
+
+    Patients of one bin count as equal: in AUROC and AUPRC as ties, in the Brier score at the middle of the bin. The two
     metrics of calibration need the probabilities themselves and are not given.
     """
     without, having = found

@@ -43,7 +43,7 @@ class Privacy(Strict):
     """Largest L2 norm of one patient's gradient."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Chance of each patient to be in a step; an epoch is 1 / rate steps. A stage's `batch` has no say then."""
-    patients: PatientCount | dict[Name, PatientCount] | Rounded
+    patients: Annotated[Rounded | PatientCount | dict[Name, PatientCount], Field(union_mode="left_to_right")]
     """How many patients a hospital has, as everybody may know: one number for all (who then count alike), one for each
     hospital by name, or what each says, rounded."""
     hospitals: Annotated[int, Field(ge=1, le=10_000)] | None = None

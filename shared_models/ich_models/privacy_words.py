@@ -57,6 +57,15 @@ def known(privacy: Privacy) -> str:
     return f"{counts}; that the hospital takes part; the ranges of the variables"
 
 
+def assumptions(privacy: Privacy) -> Iterator[str]:
+    """What the promise rests on, a sentence each."""
+    yield "A patient is one identifier, with all scans; two identifiers of one person are two patients."
+    yield f"Known to everybody: {known(privacy)}."
+    yield f"Figures of the evaluation: {FIGURES[privacy.metrics].format(noise=privacy.metrics_noise)}."
+    yield "Noise and batches are secret, drawn at the hospital; whoever reads its memory or measures its time may know more."
+    yield "Held against whoever sees everything that leaves the hospital, the coordinator included."
+
+
 def warnings(federation: Federation, weights: int) -> Iterator[Problem]:
     """What makes the promise or the model worth little."""
     privacy, plan = _privacy(federation), programme(federation)

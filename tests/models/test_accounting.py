@@ -151,5 +151,6 @@ def test_expectations_grow_with_patients_and_fall_with_weights() -> None:
     plan = programme(small_private.federation())
     few = expected(plan, 50, 34_000)
     assert few.share == pytest.approx(plan.sigma * 34_000**0.5 / (0.25 * 50))
-    assert few.verdict.startswith("useless") and "freeze" in few.verdict
+    assert few.verdict.startswith("useless")
+    assert "freeze" in few.verdict
     assert expected(plan, 5000, 36).verdict.startswith("fair")
