@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,13 +16,17 @@ from ich_client import home as homes
 from ich_client.commands_join import HERE, HomeOption
 from ich_client.home import Home
 from ich_client.ledger import Book, Charge, Ledger, anchors, spent
+from ich_client.privacy_audit import audit
 from ich_models import accounting
 from ich_models.accounting import epsilon
+from ich_models.errors import ConfigurationError, Problem, RunError
+from ich_models.files import write_json
 
 
 def register(app: typer.Typer) -> None:
     """Put the commands on the application."""
     app.command(epilog="Example: ich-client ledger --home /srv/ich")(ledger)
+    app.command(epilog="Example: ich-client audit-privacy --home /srv/ich --out privacy-audit.json")(audit_privacy)
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,38 @@ def _line(charge: Charge) -> dict[str, Any]:
         "settled": charge.settled,
         "delta": charge.delta,
     }
+
+
+def audit_privacy(
+    folder: HomeOption = HERE,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="also write what was found, for the report")] = None,
+) -> None:
+    """Try to refute the study's promise on this machine: plant patients in a small run, and guess who took part.
+
+    The run has the study's epsilon, clip and chance, the programs that are installed here, and generated patients alone:
+    nothing is read, spent or sent. It catches a clip or noise that is missing (exit code 4); it proves nothing.
+    """
+    federation = homes.open_home(folder).federation.value
+    if federation.privacy is None:
+        raise ConfigurationError(f"study '{federation.name}' promises no privacy", hint="there is nothing to audit")
+    found = audit(federation.privacy)
+    if out is not None:
+        write_json(out, found.facts)
+    _say("promised", f"epsilon {found.promised:.2f}, in this run")
+    _say(
+        "shown",
+        f"epsilon {found.bound:.2f} or more (95 % confidence): {found.right} of {found.guesses} guesses were right",
+    )
+    _say("canaries", f"{found.canaries:,} planted patients, of whom half took part")
+    _say("noise", f"{found.noise:.2f} times what it should be")
+    _say(
+        "patients",
+        f"moved the weights {found.contribution:.2f} times as far as they should ({2 * found.error:.2f} by chance)",
+    )
+    if found.faults:
+        hint = "do not take part in private studies with this installation, and report it"
+        raise RunError([Problem(fault, "audit-privacy", hint) for fault in found.faults])
+    _say("verdict", "nothing speaks against the promise")
 
 
 def _say(word: str, text: object) -> None:

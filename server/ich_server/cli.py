@@ -57,15 +57,35 @@ def schema(kind: Annotated[Kind, typer.Argument(help="which file")] = "federatio
 
 
 @app.command(epilog="Example: ich-server report runs/demo/results")
-def report(out: Annotated[Path, typer.Argument(metavar="OUT", help="folder that ich-simulate wrote")]) -> None:
+def report(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder that ich-simulate wrote")],
+    audit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="that ich-client audit-privacy wrote: put it into the results")
+    ] = None,
+) -> None:
     """Write report.html and results.csv anew from results.json in the folder OUT."""
     found = read_results(out / "results.json")
+    if audit is not None:
+        found = _with_audit(found, audit)
+        results.write(found, out)
     results.write_csv(found, out)
     write_report(found, out / "report.html")
     screen = Console(highlight=False)
     screen.print(summary_table(found))
     for name in ("report.html", "results.csv"):
         screen.print(f"written    {out / name}", markup=False, soft_wrap=True)
+
+
+def _with_audit(found: results.Results, path: Path) -> results.Results:
+    """Raises ConfigurationError if the study promises no privacy, or the file is another."""
+    if found.privacy is None:
+        raise ConfigurationError("the study promises no privacy", where=str(path), hint="leave --audit out")
+    try:
+        bound = results.AuditBound.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        hint = "give the file that ich-client audit-privacy --out wrote"
+        raise ConfigurationError("not the finding of an audit", where=str(path), hint=hint) from error
+    return found.model_copy(update={"privacy": found.privacy.model_copy(update={"audit": bound})})
 
 
 def read_results(path: Path) -> results.Results:
