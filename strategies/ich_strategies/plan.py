@@ -112,11 +112,20 @@ class Plan:
         width = len(self.columns)
         scaled = table.scaling != "none"
         said = zip(self.extras, found.count[width:].tolist(), found.mean[width:].tolist(), strict=True)
+        numbers = found.columns(slice(0, width)).constants(scaled=scaled, ranges=clinical.bounds(table))
         told = Told(
-            found.columns(slice(0, width)).constants(scaled=scaled, ranges=clinical.bounds(table)),
+            self._published(numbers, scaled=scaled),
             {name: (count, mean) for name, count, mean in said},
         )
         return exchange.constants_of(self.outline, self.constants, told)[None].astype(self.number)
+
+    def _published(self, numbers: NDArray[np.float64], *, scaled: bool) -> NDArray[np.float64]:
+        """(3, D) with fill, centre and scale of columns whose mean and standard deviation a private study has published."""
+        privacy = self.federation.privacy
+        for name, known in (privacy.public if privacy else {}).items():
+            centre, scale = (known.mean, 1 / known.sd) if scaled else (0.0, 1.0)
+            numbers[:, self.columns.index(name)] = known.mean, centre, scale
+        return numbers
 
     @cached_property
     def schema(self) -> str:
