@@ -71,9 +71,7 @@ def test_without_noise_and_clip_it_is_ordinary_training(engine: EngineName, opti
     assert done.losses.isnan().all(), "the loss is the patients' own"
 
 
-@pytest.mark.parametrize(
-    ("name", "settings"), [("image_only", {}), ("dlmi", {}), ("mednvc", {"throw": 0.0})], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("name", "settings"), [("dlmi", {}), ("mednvc", {"throw": 0.0})], ids=lambda value: str(value))
 def test_of_networks_with_images_too(name: str, settings: dict[str, Any]) -> None:
     ours, plain = (Stack(tiny(name, **settings).double(), 1) for _ in range(2))
     batch, settings = patients(name, 3, dtype=torch.float64), recipe(epochs=2)
