@@ -120,11 +120,18 @@ class Plan:
         return exchange.constants_of(self.outline, self.constants, told)[None].astype(self.number)
 
     def _published(self, numbers: NDArray[np.float64], *, scaled: bool) -> NDArray[np.float64]:
-        """(3, D) with fill, centre and scale of columns whose mean and standard deviation a private study has published."""
+        """(3, D) as a private study has it: columns of yes and no as they are, others by what is published of them.
+
+        Of a level that few have, half and half would be a bad guess: nearly all patients would lie far from the middle, all
+        in the same direction, and their gradients would be clipped for it.
+        """
         privacy = self.federation.privacy
-        for name, known in (privacy.public if privacy else {}).items():
-            centre, scale = (known.mean, 1 / known.sd) if scaled else (0.0, 1.0)
-            numbers[:, self.columns.index(name)] = known.mean, centre, scale
+        if privacy is None or not scaled:
+            return numbers
+        low, high = clinical.bounds(self.federation.modalities.table)
+        numbers[1:, (low == 0) & (high == 1)] = [[0.0], [1.0]]
+        for name, known in privacy.public.items():
+            numbers[:, self.columns.index(name)] = known.mean, known.mean, 1 / known.sd
         return numbers
 
     @cached_property
