@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
 from processes import STUDY, write_study
@@ -55,14 +56,16 @@ def limit(opened: Home, text: str) -> None:
 
 def ask(opened: Home, kind: str, task: Any, rows: Any = None) -> RecordDict:
     client = build_app(site_of(opened, load_hospital(opened, opened.folder)), guard(opened.audit))
-    return next(iter(InProcessGrid(client, {1: {}}).send_and_receive([Message(to_record(task, rows), 1, kind)]))).content
+    return next(
+        iter(InProcessGrid(client, {1: {}}).send_and_receive([Message(to_record(task, rows), 1, kind)]))
+    ).content
 
 
 def train(opened: Home, number: int) -> RecordDict:
     plan = Plan(opened.federation.value, 42)
     folds = ["all", "without:east", "without:south", "without:west"]
     task = TrainTask(federation=plan.hash, seed=42, round=number, folds=folds, final=number == 4)
-    weights = plan.start_rows([0.0] * 4) + [[0.0], [1e-3], [2e-3], [3e-3]]
+    weights = np.add(plan.start_rows([0.0] * 4), [[0.0], [1e-3], [2e-3], [3e-3]])  # each model another
     rows = {WEIGHTS: weights.astype("float32"), CONSTANTS: plan.constants_row(_nothing(plan)).repeat(4, axis=0)}
     return ask(opened, "train", task, rows)
 

@@ -13,7 +13,7 @@ import small_private
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from ich_client import egress, work
+from ich_client import egress, splits, work
 from ich_client.budget import Budget
 from ich_client.hospital import Limits
 from ich_client.ledger import Ledger, spent
@@ -307,3 +307,22 @@ def test_reply_kinds_are_still_what_they_were() -> None:
     assert set(TrainReply.model_fields) == {"hospital", "patients", "losses", "validation_losses", "seen"}
     assert from_record(to_record(Refusal(code=Code.BUDGET)), Refusal)[0].code == "BUDGET"
     assert "patients" in StatisticsReply.model_fields
+
+
+# --- who trains -------------------------------------------------------------------------------------------------------
+
+
+def test_roles_follow_from_each_patient_alone() -> None:
+    study = small_private.federation(evaluation={"folds": 4})
+    everybody = small.hospital("north", 400).patients
+    fewer = everybody.take(np.flatnonzero(np.arange(400) % 7 != 3))
+    for part in range(1, 5):
+        all_tested = {everybody.ids[row] for row in splits.of(everybody, study, part).test}
+        tested = {fewer.ids[row] for row in splits.of(fewer, study, part).test}
+        assert tested == all_tested & set(fewer.ids)  # nobody changed sides
+        assert len(all_tested) == pytest.approx(100, abs=35)  # four standard deviations
+    parts = [set(splits.of(everybody, study, part).test.tolist()) for part in range(1, 5)]
+    assert set.union(*parts) == set(range(400))
+    assert sum(map(len, parts)) == 400
+    share = small_private.federation(evaluation={"test": 0.3})
+    assert len(splits.of(everybody, share, 0).test) == pytest.approx(120, abs=37)
