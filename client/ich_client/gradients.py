@@ -5,7 +5,7 @@ at most the clip (Abadi et al., CCS 2016, Algorithm 1). What a patient adds depe
 
 - `loop`: forward and backward for one patient after another. Right for every network, since there is nobody else in the
   batch; of large networks as fast as ordinary training, and it needs the memory of one patient.
-- `ghost`: for small networks on tables and kept features: all patients in one pass of `torch.func.vmap`. A linear layer's
+- `ghost`: for heads on kept features, tables, and small networks: patients in one pass of `torch.func.vmap`. A linear layer's
   weight is not differentiated patient by patient: its gradient is that of the output times the input, from which both its
   norm (Goodfellow 2015) and the clipped sum (Bu et al., ICML 2023) follow without its ever being written down.
 
@@ -28,15 +28,21 @@ from ich_models import augment
 from ich_models.batch import Batch
 from ich_models.losses import Objective
 from ich_models.recipes import Recipe
-from ich_models.stack import Stack, stackable
+from ich_models.stack import Stack
 
 log = logging.getLogger(__name__)
 
 EngineName = Literal["auto", "loop", "ghost"]
 Tensors = dict[str, torch.Tensor]
 
+SMALL: Final = 4_000_000
+"""Parameters of a network with encoders up to which `ghost` is tried: above, `loop` is as fast, and needs less memory."""
+
 _LARGEST: Final = 2**28
 """Bytes of single patients' gradients that `ghost` holds at once."""
+
+_IMAGES: Final = 8
+"""Patients with images in one pass of `ghost`: more are not faster, and need memory."""
 
 _AGREE: Final = 1e-4
 """Largest difference between the engines' gradients of one patient, over its norm; float32 in another order gives 1e-6."""
@@ -90,10 +96,12 @@ def choose(stack: Stack, patients: Batch, recipe: Recipe, wanted: EngineName, tr
 
 def _ghost(loop: "Loop", trial: Draw) -> tuple["Ghost | None", str]:
     """The engine `ghost` and what speaks for it, or None and what speaks against it."""
-    if loop.patients.image is not None or loop.patients.text is not None:
-        return None, "images or texts pass through encoders"
-    if not stackable(loop.stack.network):
-        return None, "the network has layers that torch.func cannot map"
+    size = sum(parameter.numel() for parameter in learning(loop.stack).values())
+    encoded = loop.patients.image is not None or loop.patients.text is not None
+    if encoded and size > SMALL:
+        return None, f"encoders learn, {size:,} parameters in all"
+    if any(isinstance(part, nn.RNNBase) and part.weight_ih_l0.requires_grad for part in loop.stack.network.modules()):
+        return None, "an LSTM learns, which torch.func maps one patient at a time as well"
     if not len(trial.rows):
         return None, "no patient to try it on"
     try:
@@ -102,9 +110,9 @@ def _ghost(loop: "Loop", trial: Draw) -> tuple["Ghost | None", str]:
             if not _agree(loop, ghost, Draw(trial.rows[one : one + 1], trial.seeds[one : one + 1])):
                 return None, "the network uses a weight in a way that only the loop follows"
     except RuntimeError as problem:  # what torch.func says of control flow that depends on a patient's numbers
-        log.debug("ghost was tried: %s", problem)
-        return None, "torch.func cannot map the network"
-    return ghost, "a table and kept features alone"
+        log.debug("ghost was tried: %s", str(problem).split("\n", 1)[0])
+        return None, "torch.func cannot map the network for these patients"
+    return ghost, f"{size:,} parameters, encoders included" if encoded else "a table and kept features alone"
 
 
 def _agree(loop: "Loop", ghost: "Ghost", draw: Draw) -> bool:
@@ -231,7 +239,8 @@ class Ghost:
         written = {name: own for name, own in parameters.items() if name.removesuffix(".weight") not in self.linear}
         bytes_each = 4 * sum(own.numel() for own in written.values()) + 1
         places = torch.arange(len(rows), device=device)
-        for part in places.split(max(1, _LARGEST // bytes_each)):
+        most = max(1, _LARGEST // bytes_each)
+        for part in places.split(min(most, _IMAGES) if batch.is_large else most):
             self._add(total, batch, part, written, clip, epoch, without)
         return total
 

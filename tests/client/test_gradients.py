@@ -41,13 +41,19 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dlmi": ("dlmi", "train", {}),
     "concat, frozen encoders": ("concat", "train", FROZEN),
     "image_only": ("image_only", "train", {}),
+    "ichpro, whole": ("ichpro", "train", {"losses": {**ICHPRO, "mlm": 0.0}}),
+    "vdafm, whole": ("vdafm", "train", {"losses": {**VDAFM, "negatives": "bank"}}),
+    "hohoho, whole": ("hohoho", "encoder", {}),
+    "dlmi, whole": ("dlmi", "train", {}),
     "mlp": ("mlp", "train", {"hidden": [8, 6], "normalisation": "layer", "dropout": 0.2}),
     "logistic": ("logistic", "train", {"init": "random"}),
 }
 DRAWING = {"hohoho, pretrain", "mednvc, pretrain"}
 """They draw turns and masks in evaluation, too."""
 
-GHOSTS = ["ichpro, fusion", "vdafm, frozen encoders", "concat, frozen encoders", "mlp", "logistic"]
+HEADS = ["ichpro, fusion", "vdafm, frozen encoders", "concat, frozen encoders", "mlp", "logistic"]
+GHOSTS = [*HEADS, "image_only", *(case for case in CASES if case.endswith("whole") or case.startswith("mednvc"))]
+"""Whose patients can be mapped: nobody lacks what is picked out for an encoder."""
 
 
 def stack_of(case: str, dtype: torch.dtype = torch.float32) -> Stack:
@@ -61,12 +67,14 @@ def stack_of(case: str, dtype: torch.dtype = torch.float32) -> Stack:
 
 
 def people(case: str, stack: Stack, count: int = 4, dtype: torch.dtype = torch.float32) -> Batch:
-    """Several slices or views each, not all real; the first has no image, the second no text."""
+    """Several slices or views each, not all real; the first has no image, the second no text. "whole": all have all."""
     name = CASES[case][0]
     batch = patients("concat" if name in ("mlp", "logistic") else name, count, dtype=dtype)
     if name in ("mlp", "logistic"):
-        batch = replace(batch, image=None, text=None)
+        batch = replace(batch, image=None, text=None, present={})
     there = torch.arange(count) != 0
+    if case.endswith("whole"):
+        return batch
     if name in ("ichpro", "vdafm", "concat"):
         batch = replace(batch, present={"image": there, "text": torch.arange(count) != 1})
     if name in ("hohoho", "dlmi", "mednvc"):
@@ -126,7 +134,7 @@ def test_gradients_of_patients_are_those_of_batches_of_one(case: str) -> None:
         assert apart(together, want) <= 1e-5 * norm(list(want.values()))
 
 
-@pytest.mark.parametrize("case", [*sorted(DRAWING), "ichpro"])
+@pytest.mark.parametrize("case", ["hohoho, pretrain", "mednvc, pretrain", "ichpro"])
 def test_what_is_drawn_for_a_patient_follows_the_patients_own_seed(case: str) -> None:
     """Turned views, hidden patches, hidden words, dropout: the same whoever else is in the batch."""
     stack = stack_of(case, torch.float64)
@@ -161,19 +169,20 @@ def _singles(count: int) -> list[Draw]:
 
 
 @pytest.mark.parametrize("case", GHOSTS)
-def test_the_engines_agree_with_dropout_at_work(case: str) -> None:
-    """One patient at a time they draw the same numbers; tapped layers are where the gradients of `ghost` are not kept."""
+def test_the_engines_agree_with_random_layers_at_work(case: str) -> None:
+    """One patient at a time they draw the same numbers; at rest, together too, in whatever pieces."""
     stack = stack_of(case)
     batch = people(case, stack)
     loop, ghost = engines(case, stack, batch)
     for one in _singles(len(batch)):
         want = loop.clipped(one, 0.1, 0.0)
-        assert apart(ghost.clipped(one, 0.1, 0.0), want) <= 1e-5 * norm(list(want.values()))
+        assert apart(ghost.clipped(one, 0.1, 0.0), want) <= 2e-5 * norm(list(want.values()))
     assert isinstance(ghost, Ghost)
     assert ghost.linear
-    quiet(stack.network)
-    want = loop.clipped(draw(4), 0.1, 0.0)
-    assert apart(ghost.clipped(draw(4), 0.1, 0.0), want) <= 1e-5 * norm(list(want.values()))
+    if case not in DRAWING:
+        quiet(stack.network)
+        want = loop.clipped(draw(), 0.1, 0.0)
+        assert apart(ghost.clipped(draw(), 0.1, 0.0), want) <= 2e-5 * norm(list(want.values()))
 
 
 def test_the_step_is_opacus_own() -> None:
@@ -240,15 +249,29 @@ def test_ghost_is_taken_for_heads_and_tables(case: str, caplog: pytest.LogCaptur
         taken = choose(stack, people(case, stack), PLAIN, "auto", draw(2)).name
     assert taken == ("ghost" if case in GHOSTS else "loop")
     reason = {
-        "hohoho, sequence": "layers that torch.func cannot map",
-        **dict.fromkeys(GHOSTS, "a table and kept features alone"),
-    }.get(case, "images or texts pass through encoders")
+        "hohoho, sequence": "an LSTM learns",
+        **dict.fromkeys(GHOSTS, "parameters, encoders included"),
+        **dict.fromkeys(HEADS, "a table and kept features alone"),
+    }.get(case, "torch.func cannot map the network for these patients")
     assert caplog.messages == [f"private gradients: {taken}, {_what(taken)} ({caplog.messages[0].split('(')[1]}"]
     assert reason in caplog.messages[0]
 
 
 def _what(taken: str) -> str:
     return {"ghost": "all patients of a step in one pass", "loop": "one patient at a time"}[taken]
+
+
+def test_large_networks_with_encoders_are_for_the_loop(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = stack_of("dlmi, whole")
+    size = sum(parameter.numel() for parameter in learning(stack).values())
+    monkeypatch.setattr("ich_client.gradients.SMALL", size - 1)
+    with caplog.at_level("INFO"):
+        assert choose(stack, people("dlmi, whole", stack), PLAIN, "auto", draw(2)).name == "loop"
+    assert f"encoders learn, {size:,} parameters in all" in caplog.text
+    monkeypatch.setattr("ich_client.gradients.SMALL", size)
+    assert choose(stack, people("dlmi, whole", stack), PLAIN, "auto", draw(2)).name == "ghost"
 
 
 def test_the_loop_can_be_asked_for(caplog: pytest.LogCaptureFixture) -> None:
