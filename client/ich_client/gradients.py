@@ -44,6 +44,9 @@ _LARGEST: Final = 2**28
 _IMAGES: Final = 8
 """Patients with images in one pass of `ghost`: more are not faster, and need memory."""
 
+_BLOCK: Final = 4096
+"""Numbers whose squares are added in float32."""
+
 _AGREE: Final = 1e-4
 """Largest difference between the engines' gradients of one patient, over its norm; float32 in another order gives 1e-6."""
 
@@ -122,10 +125,22 @@ def _agree(loop: "Loop", ghost: "Ghost", draw: Draw) -> bool:
 
 
 def norm(tensors: Sequence[torch.Tensor]) -> float:
-    """L2 norm of all numbers together, added in float64."""
+    """L2 norm of all numbers together."""
     if not tensors:
         return 0.0
-    return float(torch.stack([torch.linalg.vector_norm(one, dtype=torch.float64) for one in tensors]).norm())
+    return float(torch.cat([_norms(one.reshape(1, -1)) for one in tensors]).norm())
+
+
+def _norms(rows: torch.Tensor) -> torch.Tensor:
+    """(B, P) -> the norm of each row, (B,) float64.
+
+    Of blocks in the numbers' own type, and of these in float64: of 46 million float32 right to 1e-8, where one norm in
+    float32 is off by 1e-4, and one in float64 takes twenty times as long.
+    """
+    whole = rows.shape[1] // _BLOCK * _BLOCK
+    blocks = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, _BLOCK), dim=2)
+    rest = torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)
+    return torch.cat([blocks, rest], dim=1).double().norm(dim=1)
 
 
 def _factor(length: float, clip: float) -> float:
@@ -282,7 +297,7 @@ class Ghost:
             left = {name: values.flatten(1, -2) for name, values in out.items()}  # (B, T, out)
             squares = like.new_zeros(len(places), dtype=torch.float64)
             for values in own.values():
-                squares += torch.linalg.vector_norm(values, dim=1, dtype=torch.float64).square()
+                squares += _norms(values).square()
             for name, a in given.items():
                 squares += _square(a.double(), left[name].double())
             lengths = squares.sqrt()

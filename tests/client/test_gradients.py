@@ -154,21 +154,37 @@ def test_what_is_drawn_for_a_patient_follows_the_patients_own_seed(case: str) ->
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_patient_moves_the_sum_by_no_more_than_the_clip(case: str) -> None:
-    """With random layers at work, at a clip that bites and one that does not."""
+    """With random layers at work, at a clip that bites."""
     stack = stack_of(case)
-    batch = people(case, stack)
+    batch = people(case, stack, 3)
     for engine in engines(case, stack, batch):
-        lengths = [norm(list(engine.clipped(one, math.inf, 0.0).values())) for one in _singles(len(batch))]
-        bites = leave_one_out(engine, draw(len(batch)), min(length for length in lengths if length) / 2)
-        assert 1 - 1e-4 < bites <= 1 + LEEWAY, engine.name
-        assert leave_one_out(engine, draw(len(batch)), 3 * max(lengths)) <= 0.5, engine.name
+        assert 1 - 1e-4 < leave_one_out(engine, draw(3), 1e-3) <= 1 + LEEWAY, engine.name
+
+
+def test_a_wide_clip_leaves_gradients_as_they_are() -> None:
+    for case in ("mlp", "dlmi"):
+        stack = stack_of(case)
+        quiet(stack.network)
+        batch = people(case, stack)
+        for engine in engines(case, stack, batch):
+            lengths = [norm(list(engine.clipped(one, math.inf, 0.0).values())) for one in _singles(len(batch))]
+            assert leave_one_out(engine, draw(), 2 * max(lengths)) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_the_norm_of_many_numbers_is_right_to_a_millionth() -> None:
+    """Against NumPy in float64. One norm in float32 of as many is off by 1e-5 and more."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((3000, 1001), (4096,), (7,), (), (0,))]
+    want = math.sqrt(sum(float((tensor.double().numpy() ** 2).sum()) for tensor in tensors))
+    assert norm(tensors) == pytest.approx(want, rel=1e-7)
+    assert norm([]) == 0
 
 
 def _singles(count: int) -> list[Draw]:
     return [Draw(torch.tensor([row]), torch.tensor([row + 17])) for row in range(count)]
 
 
-@pytest.mark.parametrize("case", GHOSTS)
+@pytest.mark.parametrize("case", [*HEADS, "dlmi, whole", "mednvc, pretrain"])
 def test_the_engines_agree_with_random_layers_at_work(case: str) -> None:
     """One patient at a time they draw the same numbers; at rest, together too, in whatever pieces."""
     stack = stack_of(case)
