@@ -140,7 +140,8 @@ def _norms(rows: torch.Tensor) -> torch.Tensor:
     whole = rows.shape[1] // _BLOCK * _BLOCK
     blocks = torch.linalg.vector_norm(rows[:, :whole].reshape(len(rows), -1, _BLOCK), dim=2)
     rest = torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)
-    return torch.cat([blocks, rest], dim=1).double().norm(dim=1)
+    lengths: torch.Tensor = torch.linalg.vector_norm(torch.cat([blocks, rest], dim=1).double(), dim=1)
+    return lengths
 
 
 def _factor(length: float, clip: float) -> float:
@@ -241,79 +242,72 @@ class Ghost:
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         if not len(draw.rows):
             return total
-        device = next(iter(parameters.values())).device
-        _begin(int(draw.seeds[0]), device)
-        rows = draw.rows
-        if (
-            without is not None
-        ):  # another stands in the place, so that random numbers stay where they were; he adds nothing
-            rows = rows.clone()
-            rows[without] = rows[without - 1]
         like = next(iter(parameters.values()))
-        batch = augment.of_batch(self.recipe.augment, self.patients.take(rows)).to(like.dtype, device)
+        _begin(int(draw.seeds[0]), like.device)
+        rows, counts = draw.rows, torch.ones(len(draw.rows), dtype=torch.bool)
+        if without is not None:  # another stands there and adds nothing: the others' random numbers stay as they were
+            rows = rows.clone()
+            rows[without], counts[without] = rows[without - 1], False
         written = {name: own for name, own in parameters.items() if name.removesuffix(".weight") not in self.linear}
-        bytes_each = 4 * sum(own.numel() for own in written.values()) + 1
-        places = torch.arange(len(rows), device=device)
-        most = max(1, _LARGEST // bytes_each)
-        for part in places.split(min(most, _IMAGES) if batch.is_large else most):
-            self._add(total, batch, part, written, clip, epoch, without)
+        most = max(1, _LARGEST // (4 * sum(own.numel() for own in written.values()) + 1))
+        if self.patients.is_large:
+            most = min(most, _IMAGES)
+        for some, counted in zip(rows.split(most), counts.split(most), strict=True):
+            batch = augment.of_batch(self.recipe.augment, self.patients.take(some)).to(like.dtype, like.device)
+            self._add(total, batch, counted.to(like.device), written, clip, epoch)
         return total
 
+    @torch.no_grad()  # torch.func.grad has a graph of its own
     def _add(
-        self,
-        total: Tensors,
-        batch: Batch,
-        places: torch.Tensor,
-        written: Tensors,
-        clip: float,
-        epoch: float,
-        without: int | None,
+        self, total: Tensors, batch: Batch, counted: torch.Tensor, written: Tensors, clip: float, epoch: float
     ) -> None:
-        like = batch.label
-        taps = {name: like.new_zeros(shape) for name, shape in self.outputs.items()}
+        """Add to `total` the clipped gradients of the patients in `counted` (B,) bool."""
+        own, given, left = self._gradients(batch, written, epoch)
+        squares = batch.label.new_zeros(len(batch), dtype=torch.float64)
+        for values in own.values():
+            squares += _norms(values).square()
+        for name in given:
+            squares += _square(given[name].double(), left[name].double())
+        lengths = squares.sqrt()
+        factors = torch.where(lengths > clip, clip / lengths, 1.0).to(batch.label.dtype)
+        kept = counted & torch.isfinite(lengths)
+        if not bool(kept.all()):  # 0 times what is not finite is not finite
+            own, given, left = ({name: values[kept] for name, values in one.items()} for one in (own, given, left))
+            factors = factors[kept]
+        for name, values in own.items():
+            total[name] += (factors @ values).reshape(total[name].shape)
+        for name, values in left.items():
+            scaled = values * factors[:, None, None]
+            total[f"{name}.weight"] += scaled.flatten(0, 1).T @ given[name].flatten(0, 1)
+
+    def _gradients(self, batch: Batch, written: Tensors, epoch: float) -> tuple[Tensors, Tensors, Tensors]:
+        """Of each patient: the gradients that are written down, (B, P); what entered each linear layer, (B, T, in), and
+        the gradient of what left it, (B, T, out).
+        """
+        taps = {name: batch.label.new_zeros(shape) for name, shape in self.outputs.items()}
 
         def loss(own: Tensors, taps: Tensors, place: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
-            """Of one patient, and what entered each linear layer. A tap is a zero on the layer's output: its gradient
-            is the output's."""
+            """Of one patient. A tap is a zero added to a layer's output: it has the output's gradient."""
             entered: Tensors = {}
 
             def tapped(name: str, given: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
                 entered[name] = given
                 return output + taps[name]
 
+            named = {Objective.PREFIX + name: tensor for name, tensor in own.items()}
             with _watching(self.linear, tapped):
-                named = {Objective.PREFIX + name: tensor for name, tensor in own.items()}
-                value = functional_call(
-                    self.stack.objective, named, (batch.take(place[None]), epoch), tie_weights=False
-                )
+                patient = batch.take(place[None])
+                value = functional_call(self.stack.objective, named, (patient, epoch), tie_weights=False)
             return value, entered
 
-        with torch.no_grad():  # torch.func.grad has its own graph
-            plain = {name: parameter.detach() for name, parameter in written.items()}
-            mapped = vmap(grad(loss, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0), randomness="different")
-            (own, out), entered = mapped(plain, taps, places)
-            own = {name: values.reshape(len(places), -1) for name, values in own.items()}
-            given = {name: values.flatten(1, -2) for name, values in entered.items()}  # (B, T, in)
-            left = {name: values.flatten(1, -2) for name, values in out.items()}  # (B, T, out)
-            squares = like.new_zeros(len(places), dtype=torch.float64)
-            for values in own.values():
-                squares += _norms(values).square()
-            for name, a in given.items():
-                squares += _square(a.double(), left[name].double())
-            lengths = squares.sqrt()
-            factors = (clip / lengths).clamp(max=1.0)
-            if without is not None:
-                factors = torch.where(places == without, 0.0, factors)
-            finite = torch.isfinite(lengths)
-            factors = torch.where(finite & (lengths > 0), factors, torch.where(finite, 1.0, 0.0)).to(like.dtype)
-            if not bool(finite.all()):  # 0 times what is not finite is not finite
-                own, given, left = ({k: v[finite] for k, v in one.items()} for one in (own, given, left))
-                factors = factors[finite]
-            for name, values in own.items():
-                total[name] += (factors @ values).reshape(total[name].shape)
-            for name, a in given.items():
-                scaled = left[name] * factors[:, None, None]
-                total[f"{name}.weight"] += scaled.flatten(0, 1).T @ a.flatten(0, 1)
+        mapped = vmap(grad(loss, argnums=(0, 1), has_aux=True), in_dims=(None, None, 0), randomness="different")
+        plain = {name: parameter.detach() for name, parameter in written.items()}
+        (own, left), given = mapped(plain, taps, torch.arange(len(batch), device=batch.label.device))
+        return (
+            {name: values.reshape(len(batch), -1) for name, values in own.items()},
+            {name: values.flatten(1, -2) for name, values in given.items()},
+            {name: values.flatten(1, -2) for name, values in left.items()},
+        )
 
 
 def _square(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
