@@ -47,8 +47,12 @@ _IMAGES: Final = 8
 _BLOCK: Final = 4096
 """Numbers whose squares are added in float32."""
 
-_AGREE: Final = 1e-4
-"""Largest difference between the engines' gradients of one patient, over its norm; float32 in another order gives 1e-6."""
+_AGREE: Final = 1e-3
+"""Largest difference between the engines' gradients of the patient on whom they differ least, over the gradient's norm."""
+
+_ASTRAY: Final = 0.05
+"""The same for every patient. The engines add float32 numbers in another order: mostly they differ by 1e-6, but where a ReLU is
+within rounding of its corner, by 0.01 (in float64 by 1e-15). A weight that is used past the mapped pass gives more."""
 
 
 @dataclass(frozen=True)
@@ -109,19 +113,20 @@ def _ghost(loop: "Loop", trial: Draw) -> tuple["Ghost | None", str]:
         return None, "no patient to try it on"
     try:
         ghost = Ghost.of(loop.stack, loop.patients, loop.recipe, trial)
-        for one in range(len(trial.rows)):
-            if not _agree(loop, ghost, Draw(trial.rows[one : one + 1], trial.seeds[one : one + 1])):
-                return None, "the network uses a weight in a way that only the loop follows"
+        singles = zip(trial.rows.split(1), trial.seeds.split(1), strict=True)
+        apart = [_apart(loop, ghost, Draw(rows, seeds)) for rows, seeds in singles]
     except RuntimeError as problem:  # what torch.func says of control flow that depends on a patient's numbers
         log.debug("ghost was tried: %s", str(problem).split("\n", 1)[0])
         return None, "torch.func cannot map the network for these patients"
+    if min(apart) > _AGREE or max(apart) > _ASTRAY:
+        return None, "the network uses a weight in a way that only the loop follows"
     return ghost, f"{size:,} parameters, encoders included" if encoded else "a table and kept features alone"
 
 
-def _agree(loop: "Loop", ghost: "Ghost", draw: Draw) -> bool:
+def _apart(loop: "Loop", ghost: "Ghost", draw: Draw) -> float:
+    """How far the engines' sums of gradients differ, over the norm of the loop's."""
     one, other = (engine.clipped(draw, math.inf, 0.0) for engine in (loop, ghost))
-    apart = norm([one[name] - other[name] for name in one])
-    return apart <= _AGREE * norm(list(one.values())) + 1e-9
+    return norm([one[name] - other[name] for name in one]) / max(norm(list(one.values())), 1e-9)
 
 
 def norm(tensors: Sequence[torch.Tensor]) -> float:
