@@ -244,11 +244,13 @@ class _Connection:
 
     def __enter__(self) -> "_Connection":
         self._activate()
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
+        self._heart.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
+        self._heart.join(5)  # while Python ends it could take the process down with it
         with suppress(httpx.HTTPError, RuntimeError):  # the server notices by itself
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node))
 

@@ -79,6 +79,9 @@ REPLAY_WINDOW: Final = 320.0
 HEARTBEAT: Final = 10.0
 """Seconds between the run's own signs of life."""
 
+CLOSING: Final = 5
+"""Seconds that requests under way get at the end."""
+
 
 def require_version() -> None:
     """Raise ConfigurationError unless the installed flwr is the one that this module knows."""
@@ -479,10 +482,11 @@ def open_link(
         link_state.deactivate_node(known.node_id)  # who is still there says so within seconds
     run, task = _begin_run(link_state)
     beating = threading.Event()
-    threading.Thread(target=_beat, args=(link_state, task, beating), daemon=True).start()
+    heart = threading.Thread(target=_beat, args=(link_state, task, beating), daemon=True)
+    heart.start()
     health_server = run_health_server_grpc_no_tls(f"127.0.0.1:{health_port}") if health_port else None
     door = _fleet(factory)
-    server = _serve(door, listen, certificate, key)
+    server, serving = _serve(door, listen, certificate, key)
     outcome = SubStatus.FAILED
     try:
         yield Link(link_state, run, keys, door)
@@ -492,7 +496,9 @@ def open_link(
         link_state.finish_task(task, outcome, "")
         server.should_exit = True
         if health_server is not None:
-            health_server.stop(grace=1)
+            health_server.stop(grace=1).wait()
+        for thread in (heart, serving):  # one that still runs while Python ends can take the process down with it
+            thread.join(2 * CLOSING)
 
 
 def _begin_run(state: LinkState) -> tuple[Run, int]:
@@ -514,7 +520,7 @@ def _beat(state: LinkState, task: int, stop: threading.Event) -> None:
         state.acknowledge_task_heartbeat(task)
 
 
-def _serve(app: ASGIApp, listen: tuple[str, int], certificate: Path, key: Path) -> uvicorn.Server:
+def _serve(app: ASGIApp, listen: tuple[str, int], certificate: Path, key: Path) -> tuple[uvicorn.Server, threading.Thread]:
     """Serve in a thread of its own. Raises RunError if the port cannot be had."""
     host, port = listen
     server = uvicorn.Server(
@@ -528,7 +534,7 @@ def _serve(app: ASGIApp, listen: tuple[str, int], certificate: Path, key: Path) 
             server_header=False,
             ssl_certfile=str(certificate),
             ssl_keyfile=str(key),
-            timeout_graceful_shutdown=5,
+            timeout_graceful_shutdown=CLOSING,
         )
     )
     failed = threading.Event()
@@ -541,11 +547,12 @@ def _serve(app: ASGIApp, listen: tuple[str, int], certificate: Path, key: Path) 
         finally:
             failed.set()
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     while not server.started:
         if failed.wait(0.02):
             raise RunError(
                 f"cannot listen on {host}:{port}",
                 hint="another program (another ich-server?) has the port, or it needs more rights",
             )
-    return server
+    return server, thread

@@ -95,11 +95,11 @@ def _within_skull(coarse: Volume) -> Mask:
     up, *around = (int(np.ceil(CLOSE / mm)) + 1 for mm in spacing)
     padded = np.pad(bone, [(up, up), (0, 0), (0, 0)], mode="edge")
     padded = np.pad(padded, [(0, 0), *((size, size) for size in around)])
-    closed = _erode(_dilate(padded, CLOSE, spacing), CLOSE, spacing)
+    closed = shrunk(_dilate(padded, CLOSE, spacing), CLOSE, spacing)
     closed = closed[up:-up, around[0] : -around[0], around[1] : -around[1]]
     inside = np.stack([ndimage.binary_fill_holes(one) for one in closed]) & ~bone
     tissue = inside & (values >= TISSUE[0]) & (values <= TISSUE[1])
-    core = _large(_erode(tissue, ERODE, spacing), LEAST_PART / coarse.millilitres)
+    core = _large(shrunk(tissue, ERODE, spacing), LEAST_PART / coarse.millilitres)
     if core.any():
         grown = _dilate(core, DILATE, spacing) & inside
         # What the brain encloses belongs to it, calcified or not.
@@ -147,6 +147,6 @@ def _dilate(mask: Mask, radius: float, spacing: NDArray[np.float64]) -> Mask:
     return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing) <= radius) if mask.any() else mask
 
 
-def _erode(mask: Mask, radius: float, spacing: NDArray[np.float64]) -> Mask:
+def shrunk(mask: Mask, radius: float, spacing: NDArray[np.float64]) -> Mask:
     """Shrunk by a ball in mm; the edges of the array are no edges of the mask."""
     return np.asarray(ndimage.distance_transform_edt(mask, sampling=spacing) > radius) if not mask.all() else mask

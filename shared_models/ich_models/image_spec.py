@@ -30,6 +30,8 @@ class CtVolume(Strict):
     windows: Windows = [BRAIN]
     brain: Literal["mask", "head", "none"] = "mask"
     """What is left of the volume: brain, the head (bone included), or everything. It is centred in the array."""
+    rim: Annotated[float, Field(ge=0, le=20)] = 0.0
+    """mm taken off the brain's edge, where bone shines into the voxels and looks like blood; a thin subdural goes with it."""
     least_seen: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of the brain that must lie within the array; a patient with less is counted in a warning."""
 
@@ -37,6 +39,12 @@ class CtVolume(Strict):
     def channels(self) -> int:
         """Channels of the array."""
         return len(self.windows)
+
+    @model_validator(mode="after")
+    def _brain_has_a_rim(self) -> Self:
+        if self.rim and self.brain != "mask":
+            raise ValueError("rim is taken off the brain's edge, and brain is not 'mask' | write brain: mask, or rim: 0")
+        return self
 
 
 class CtSlices(Strict):

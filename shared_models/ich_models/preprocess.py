@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from ich_models.brain import shrunk
 from ich_models.image_spec import CtSlices, CtVolume, MrVolume, Views
 from ich_models.volume import Volume, onto, resample
 from ich_models.windows import neighbours, windows, z_scores
@@ -45,8 +46,11 @@ class Prepared:
 def ct_volume(volume: Volume, mask: Mask | None, spec: CtVolume) -> Prepared:
     """A head CT: windows to 0..1, 0 outside of the mask. `mask`: (D, H, W) on the volume's grid; None: everything is seen.
 
-    The middle of the mask's bounding box (to half a voxel) is the middle of the array.
+    The middle of the mask's bounding box (to half a voxel) is the middle of the array. The rim is taken off on the volume's
+    own grid: in the array a voxel may be wider than it.
     """
+    if mask is not None and spec.rim:
+        mask = shrunk(mask, spec.rim, volume.spacing)
     resampled = resample(volume, spec.spacing)
     inside = np.ones(resampled.values.shape, bool) if mask is None else _mask_on(mask, volume, spec.spacing)
     centre = _centre(inside)

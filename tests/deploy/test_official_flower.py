@@ -89,7 +89,7 @@ def test_flowers_own_programs_give_the_simulations_numbers(
     app.mkdir()
     (app / "pyproject.toml").write_text(APP)
     run = f'federation="{study}" out="{tmp_path / "out"}"'
-    end = time.monotonic() + 150
+    end = time.monotonic() + 600
     done = None
     while time.monotonic() < end:  # until the superlink is up
         done = subprocess.run(

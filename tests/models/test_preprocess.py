@@ -50,6 +50,18 @@ def test_the_middle_of_the_mask_is_the_middle_of_the_array_and_the_rest_is_0() -
     )
 
 
+def test_the_rim_of_the_brain_is_taken_off_in_millimetres() -> None:
+    """1.5 mm are one voxel of 1 mm beside, and none of 5 mm above and below; what is left is centred."""
+    mask = np.zeros(RAMP.shape, bool)
+    mask[2:7, 20:27, 31:36] = True
+    found = ct_volume(volume(np.full(RAMP.shape, 40), (5, 1, 1)), mask, ct(size=(9, 11, 13), rim=1.5))
+    expected = np.zeros((9, 11, 13))
+    expected[2:7, 3:8, 5:8] = 0.5
+    np.testing.assert_array_equal(found.values[0], expected)
+    with pytest.raises(ValueError, match="rim is taken off the brain's edge"):
+        ct(brain="head", rim=4)
+
+
 def test_another_spacing_is_linear_between_voxels_and_keeps_thick_slices() -> None:
     """A linear function of the place is what linear interpolation returns exactly; z keeps its 5 mm."""
     values = np.broadcast_to(10 + np.arange(40) * 1.0, (20, 30, 40))
