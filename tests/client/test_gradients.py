@@ -255,6 +255,16 @@ def test_augmentation_changes_each_patient_alone() -> None:
             assert leave_one_out(changed, draw(3), 1e-3) <= 1 + LEEWAY
 
 
+def test_layers_that_are_computed_again_are_clipped_alike() -> None:
+    """`checkpoint: true`, whose re-entrant form breaks hooks: the same gradients as without."""
+    sums = []
+    for checkpoint in (False, True):
+        network = tiny("image_only", image={**TINY_VOLUME, "checkpoint": checkpoint}).train()
+        loop = Loop(Stack(network, 1), patients("image_only", 2), PLAIN)
+        sums.append(loop.clipped(draw(2), 1e-3, 0.0))
+    assert apart(*sums) <= 1e-8
+
+
 # --- which engine -----------------------------------------------------------------------------------------------------
 
 
