@@ -520,7 +520,9 @@ def _beat(state: LinkState, task: int, stop: threading.Event) -> None:
         state.acknowledge_task_heartbeat(task)
 
 
-def _serve(app: ASGIApp, listen: tuple[str, int], certificate: Path, key: Path) -> tuple[uvicorn.Server, threading.Thread]:
+def _serve(
+    app: ASGIApp, listen: tuple[str, int], certificate: Path, key: Path
+) -> tuple[uvicorn.Server, threading.Thread]:
     """Serve in a thread of its own. Raises RunError if the port cannot be had."""
     host, port = listen
     server = uvicorn.Server(

@@ -43,7 +43,9 @@ class CtVolume(Strict):
     @model_validator(mode="after")
     def _brain_has_a_rim(self) -> Self:
         if self.rim and self.brain != "mask":
-            raise ValueError("rim is taken off the brain's edge, and brain is not 'mask' | write brain: mask, or rim: 0")
+            raise ValueError(
+                "rim is taken off the brain's edge, and brain is not 'mask' | write brain: mask, or rim: 0"
+            )
         return self
 
 

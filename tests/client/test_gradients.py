@@ -41,13 +41,19 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "dlmi": ("dlmi", "train", {}),
     "concat, frozen encoders": ("concat", "train", FROZEN),
     "image_only": ("image_only", "train", {}),
+    "ichpro, whole": ("ichpro", "train", {"losses": {**ICHPRO, "mlm": 0.0}}),
+    "vdafm, whole": ("vdafm", "train", {"losses": {**VDAFM, "negatives": "bank"}}),
+    "hohoho, whole": ("hohoho", "encoder", {}),
+    "dlmi, whole": ("dlmi", "train", {}),
     "mlp": ("mlp", "train", {"hidden": [8, 6], "normalisation": "layer", "dropout": 0.2}),
     "logistic": ("logistic", "train", {"init": "random"}),
 }
 DRAWING = {"hohoho, pretrain", "mednvc, pretrain"}
 """They draw turns and masks in evaluation, too."""
 
-GHOSTS = ["ichpro, fusion", "vdafm, frozen encoders", "concat, frozen encoders", "mlp", "logistic"]
+HEADS = ["ichpro, fusion", "vdafm, frozen encoders", "concat, frozen encoders", "mlp", "logistic"]
+GHOSTS = [*HEADS, "image_only", *(case for case in CASES if case.endswith("whole") or case.startswith("mednvc"))]
+"""Whose patients can be mapped: nobody lacks what is picked out for an encoder."""
 
 
 def stack_of(case: str, dtype: torch.dtype = torch.float32) -> Stack:
@@ -61,12 +67,14 @@ def stack_of(case: str, dtype: torch.dtype = torch.float32) -> Stack:
 
 
 def people(case: str, stack: Stack, count: int = 4, dtype: torch.dtype = torch.float32) -> Batch:
-    """Several slices or views each, not all real; the first has no image, the second no text."""
+    """Several slices or views each, not all real; the first has no image, the second no text. "whole": all have all."""
     name = CASES[case][0]
     batch = patients("concat" if name in ("mlp", "logistic") else name, count, dtype=dtype)
     if name in ("mlp", "logistic"):
-        batch = replace(batch, image=None, text=None)
+        batch = replace(batch, image=None, text=None, present={})
     there = torch.arange(count) != 0
+    if case.endswith("whole"):
+        return batch
     if name in ("ichpro", "vdafm", "concat"):
         batch = replace(batch, present={"image": there, "text": torch.arange(count) != 1})
     if name in ("hohoho", "dlmi", "mednvc"):
@@ -126,7 +134,7 @@ def test_gradients_of_patients_are_those_of_batches_of_one(case: str) -> None:
         assert apart(together, want) <= 1e-5 * norm(list(want.values()))
 
 
-@pytest.mark.parametrize("case", [*sorted(DRAWING), "ichpro"])
+@pytest.mark.parametrize("case", ["hohoho, pretrain", "mednvc, pretrain", "ichpro"])
 def test_what_is_drawn_for_a_patient_follows_the_patients_own_seed(case: str) -> None:
     """Turned views, hidden patches, hidden words, dropout: the same whoever else is in the batch."""
     stack = stack_of(case, torch.float64)
@@ -146,34 +154,51 @@ def test_what_is_drawn_for_a_patient_follows_the_patients_own_seed(case: str) ->
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_patient_moves_the_sum_by_no_more_than_the_clip(case: str) -> None:
-    """With random layers at work, at a clip that bites and one that does not."""
+    """With random layers at work, at a clip that bites."""
     stack = stack_of(case)
-    batch = people(case, stack)
+    batch = people(case, stack, 3)
     for engine in engines(case, stack, batch):
-        lengths = [norm(list(engine.clipped(one, math.inf, 0.0).values())) for one in _singles(len(batch))]
-        bites = leave_one_out(engine, draw(len(batch)), min(length for length in lengths if length) / 2)
-        assert 1 - 1e-4 < bites <= 1 + LEEWAY, engine.name
-        assert leave_one_out(engine, draw(len(batch)), 3 * max(lengths)) <= 0.5, engine.name
+        assert 1 - 1e-4 < leave_one_out(engine, draw(3), 1e-3) <= 1 + LEEWAY, engine.name
+
+
+def test_a_wide_clip_leaves_gradients_as_they_are() -> None:
+    for case in ("mlp", "dlmi"):
+        stack = stack_of(case)
+        quiet(stack.network)
+        batch = people(case, stack)
+        for engine in engines(case, stack, batch):
+            lengths = [norm(list(engine.clipped(one, math.inf, 0.0).values())) for one in _singles(len(batch))]
+            assert leave_one_out(engine, draw(), 2 * max(lengths)) == pytest.approx(0.5, rel=1e-5)
+
+
+def test_the_norm_of_many_numbers_is_right_to_a_millionth() -> None:
+    """Against NumPy in float64. One norm in float32 of as many is off by 1e-5 and more."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((3000, 1001), (4096,), (7,), (), (0,))]
+    want = math.sqrt(sum(float((tensor.double().numpy() ** 2).sum()) for tensor in tensors))
+    assert norm(tensors) == pytest.approx(want, rel=1e-7)
+    assert norm([]) == 0
 
 
 def _singles(count: int) -> list[Draw]:
     return [Draw(torch.tensor([row]), torch.tensor([row + 17])) for row in range(count)]
 
 
-@pytest.mark.parametrize("case", GHOSTS)
-def test_the_engines_agree_with_dropout_at_work(case: str) -> None:
-    """One patient at a time they draw the same numbers; tapped layers are where the gradients of `ghost` are not kept."""
+@pytest.mark.parametrize("case", [*HEADS, "dlmi, whole", "mednvc, pretrain"])
+def test_the_engines_agree_with_random_layers_at_work(case: str) -> None:
+    """One patient at a time they draw the same numbers; at rest, together too, in whatever pieces."""
     stack = stack_of(case)
     batch = people(case, stack)
     loop, ghost = engines(case, stack, batch)
     for one in _singles(len(batch)):
         want = loop.clipped(one, 0.1, 0.0)
-        assert apart(ghost.clipped(one, 0.1, 0.0), want) <= 1e-5 * norm(list(want.values()))
+        assert apart(ghost.clipped(one, 0.1, 0.0), want) <= 2e-5 * norm(list(want.values()))
     assert isinstance(ghost, Ghost)
     assert ghost.linear
-    quiet(stack.network)
-    want = loop.clipped(draw(4), 0.1, 0.0)
-    assert apart(ghost.clipped(draw(4), 0.1, 0.0), want) <= 1e-5 * norm(list(want.values()))
+    if case not in DRAWING:
+        quiet(stack.network)
+        want = loop.clipped(draw(), 0.1, 0.0)
+        assert apart(ghost.clipped(draw(), 0.1, 0.0), want) <= 2e-5 * norm(list(want.values()))
 
 
 def test_the_step_is_opacus_own() -> None:
@@ -230,6 +255,16 @@ def test_augmentation_changes_each_patient_alone() -> None:
             assert leave_one_out(changed, draw(3), 1e-3) <= 1 + LEEWAY
 
 
+def test_layers_that_are_computed_again_are_clipped_alike() -> None:
+    """`checkpoint: true`, whose re-entrant form breaks hooks: the same gradients as without."""
+    sums = []
+    for checkpoint in (False, True):
+        network = tiny("image_only", image={**TINY_VOLUME, "checkpoint": checkpoint}).train()
+        loop = Loop(Stack(network, 1), patients("image_only", 2), PLAIN)
+        sums.append(loop.clipped(draw(2), 1e-3, 0.0))
+    assert apart(*sums) <= 1e-8
+
+
 # --- which engine -----------------------------------------------------------------------------------------------------
 
 
@@ -240,15 +275,29 @@ def test_ghost_is_taken_for_heads_and_tables(case: str, caplog: pytest.LogCaptur
         taken = choose(stack, people(case, stack), PLAIN, "auto", draw(2)).name
     assert taken == ("ghost" if case in GHOSTS else "loop")
     reason = {
-        "hohoho, sequence": "layers that torch.func cannot map",
-        **dict.fromkeys(GHOSTS, "a table and kept features alone"),
-    }.get(case, "images or texts pass through encoders")
+        "hohoho, sequence": "an LSTM learns",
+        **dict.fromkeys(GHOSTS, "parameters, encoders included"),
+        **dict.fromkeys(HEADS, "a table and kept features alone"),
+    }.get(case, "torch.func cannot map the network for these patients")
     assert caplog.messages == [f"private gradients: {taken}, {_what(taken)} ({caplog.messages[0].split('(')[1]}"]
     assert reason in caplog.messages[0]
 
 
 def _what(taken: str) -> str:
     return {"ghost": "all patients of a step in one pass", "loop": "one patient at a time"}[taken]
+
+
+def test_large_networks_with_encoders_are_for_the_loop(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = stack_of("dlmi, whole")
+    size = sum(parameter.numel() for parameter in learning(stack).values())
+    monkeypatch.setattr("ich_client.gradients.SMALL", size - 1)
+    with caplog.at_level("INFO"):
+        assert choose(stack, people("dlmi, whole", stack), PLAIN, "auto", draw(2)).name == "loop"
+    assert f"encoders learn, {size:,} parameters in all" in caplog.text
+    monkeypatch.setattr("ich_client.gradients.SMALL", size)
+    assert choose(stack, people("dlmi, whole", stack), PLAIN, "auto", draw(2)).name == "ghost"
 
 
 def test_the_loop_can_be_asked_for(caplog: pytest.LogCaptureFixture) -> None:

@@ -319,7 +319,7 @@ def test_batch_normalisation_at_rest_is_private() -> None:
             self.norm.eval()
             return self
 
-    right(Normed(norm=nn.BatchNorm1d(8)), table(4), engine="loop")
+    right(Normed(norm=nn.BatchNorm1d(8)), table(4), engine="ghost")
 
 
 def test_coupled_losses_are_refused() -> None:
