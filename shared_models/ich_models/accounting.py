@@ -22,6 +22,9 @@ ERROR: Final = 0.003
 CLOSE: Final = 1.002
 """How near the noise that is found is to the smallest that is enough."""
 
+ROUGH: Final = 1.05
+"""The same where it is first looked for, by RDP."""
+
 TRIES: Final = 12
 """Of the search for it, at the most; five are the rule."""
 
@@ -91,7 +94,7 @@ def noise_for(limit: float, delta: float, rate: float, steps: int, others: Itera
         low, high = high, 2 * high
         if high > LARGEST:
             return None
-    while high / low > CLOSE:
+    while high / low > ROUGH:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if bound(middle) <= limit else (middle, high)
     return _tightened(lambda sigma: epsilon((*beside, Steps(sigma, rate, steps)), delta), limit, _up(high))

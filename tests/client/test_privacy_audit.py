@@ -62,6 +62,7 @@ def test_forgotten_noise_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.right > 0.97 * found.guesses
 
 
+@pytest.mark.slow
 def test_half_of_the_noise_is_caught_by_measuring_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(private, "add_noise", noise(0.5))
     found = audit(THREE, canaries=600, rounds=2)

@@ -139,6 +139,7 @@ def test_programme_counts_rounds_models_seeds_and_figures() -> None:
     assert plan.study == pytest.approx(by_losses([(plan.sigma, 0.2, 700), (20.0, 1.0, 4)], 1e-3), rel=0.01)
 
 
+@pytest.mark.slow
 def test_programme_per_model_says_what_the_study_costs() -> None:
     study = small_private.federation({"per": "model"}, evaluation={"leave_one_hospital_out": True})
     plan = programme(study)
