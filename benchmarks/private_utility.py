@@ -43,7 +43,12 @@ def study(base: Federation, hospitals: int, limit: float | None, per: str) -> Fe
     """Twenty rounds of one step over all patients each; `limit`: epsilon, None without privacy."""
     whole: dict[str, Any] = base.model_dump(mode="json", by_alias=True)
     whole["network"] = {"name": "logistic", "bias": "zero"}
-    step = {"rounds": ROUNDS, "epochs": 1, "batch": "all", "optimizer": {"name": "sgd", "lr": LEARNING_RATE if limit is None else CLIPPED}}
+    step = {
+        "rounds": ROUNDS,
+        "epochs": 1,
+        "batch": "all",
+        "optimizer": {"name": "sgd", "lr": LEARNING_RATE if limit is None else CLIPPED},
+    }
     whole["training"] = {"stages": [step]}
     whole["evaluation"] = {"threshold": 0.5, "small_cells": 0}
     if limit is not None:
