@@ -34,12 +34,12 @@ $(PY):
 
 $(RUNTIME): pyproject.toml constraints.txt | $(PY)
 	@echo "installing into .venv what the programs need (PyTorch is large: minutes on a slow line)"
-	$(INSTALL) -e '.[client,server,networks]'
+	$(INSTALL) -e '.[client,server,networks,privacy]'
 	@touch $@
 
 $(DEV): pyproject.toml constraints.txt | $(PY)
 	@echo "installing into .venv what development needs (PyTorch and Ray are large: minutes on a slow line)"
-	$(INSTALL) -e '.[client,server,networks,export,tracking,ray,dev]'
+	$(INSTALL) -e '.[client,server,networks,privacy,export,tracking,ray,dev]'
 	@touch $(RUNTIME) $@
 
 .PHONY: venv

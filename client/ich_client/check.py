@@ -4,20 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ich_client import egress
+from ich_client.budget import Budget
 from ich_client.hospital import HospitalConfig, load_mappings
 from ich_client.images import EVERYBODY, Ask, Summary
 from ich_client.labels import TYPES
+from ich_client.ledger import Ledger
 from ich_client.machine import Line
-from ich_client.splits import split
+from ich_client.splits import of as split
 from ich_client.tables import Hospital, load_hospitals
 from ich_client.texts import TextSummary
-from ich_models import clinical
+from ich_models import clinical, privacy_words
 from ich_models.errors import Code, ConfigurationError, DataError, Problem
 from ich_models.federation import Federation, load_federation
 from ich_models.folds import folds_of
@@ -27,6 +29,9 @@ from ich_models.slice_metrics import having as patients_of
 from ich_models.variables import MISSING, Variable
 from ich_models.yaml_config import Document, load
 from ich_strategies.plan import Plan
+
+EMPTY: Final = Ledger(Path("/nonexistent"), Path("/nonexistent"))
+"""Where no hospital's folder is: nothing was spent, and nothing is written."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,14 @@ class Sent:
 
 
 @dataclass(frozen=True)
+class Told:
+    """A line of what privacy promises and costs."""
+
+    word: str
+    text: str
+
+
+@dataclass(frozen=True)
 class SmallCells:
     """The larger of the two limits holds."""
 
@@ -88,6 +101,8 @@ class Asked:
     columns: tuple[str, ...]
     text: str | None
     quorum: str
+    privacy: tuple[Told, ...]
+    """Nothing where the study promises none."""
     sent: tuple[Sent, ...]
 
 
@@ -103,6 +118,7 @@ class Found:
     folds: tuple[FoldHere, ...]
     small_cells: SmallCells
     text: TextSummary | None
+    privacy: tuple[Told, ...]
     refused: tuple[Problem, ...]
     withheld: tuple[str, ...]
     warnings: tuple[Problem, ...]
@@ -195,8 +211,16 @@ def asked(federation: Federation) -> Asked:
         columns=plan.columns,
         text=_text(federation),
         quorum=_quorum(federation),
+        privacy=_promised(plan),
         sent=tuple(_sent(plan)),
     )
+
+
+def _promised(plan: Plan) -> tuple[Told, ...]:
+    """What the study promises of privacy, and what that takes."""
+    if plan.federation.privacy is None:
+        return ()
+    return tuple(Told(*line) for line in privacy_words.told(plan.federation, plan.weights.size))
 
 
 def _text(federation: Federation) -> str | None:
@@ -225,11 +249,13 @@ def _sent(plan: Plan) -> list[Sent]:
     each_round = f"per model that trains here: {plan.weights.size:,} weights ({plan.federation.network.dtype})"
     if strategy.sends:
         each_round += f", {', '.join(strategy.sends)} of the same size"
+    private = plan.federation.privacy
     validation = ", validation loss" if evaluation.validation is not None else ""
-    sent = [
-        Sent("before round 1", _statistics(plan)),
-        Sent("each round", f"{each_round}, training patients, training loss{validation}{_seen(plan)}"),
-    ]
+    if private is None:
+        counted = f"training patients, training loss{validation}{_seen(plan)}"
+    else:
+        counted = "noised as privacy says, and the number of patients that everybody may know"
+    sent = [Sent("before round 1", _statistics(plan)), Sent("each round", f"{each_round}, {counted}")]
     if plan.local.size:
         sent.append(
             Sent("last round", f"per model: {plan.local.size:,} weights of the layers that stayed here till then")
@@ -244,7 +270,8 @@ def _sent(plan: Plan) -> list[Sent]:
         sent.append(
             Sent("recalibration", f"per model that trained here: the {line} that would make its log-odds right here")
         )
-    sent.append(Sent("evaluation", _figures(plan.federation)))
+    if private is None or private.metrics != "not_sent":
+        sent.append(Sent("evaluation", _figures(plan.federation)))
     sent.append(Sent("if it cannot", f"a code in place of the reply, without a text: {', '.join(Code)}"))
     return sent
 
@@ -256,6 +283,8 @@ def _seen(plan: Plan) -> str:
 
 
 def _statistics(plan: Plan) -> str:
+    if plan.federation.privacy is not None:
+        return "the hospital's name, a hash of what may travel, and the number of patients that everybody may know"
     parts = plan.federation.evaluation.folds
     return (
         "the hospital's name, a hash of what may travel, patients, events, patients left out by reason, and for each of"
@@ -285,6 +314,8 @@ def _figures(federation: Federation) -> str:
     elif evaluation.test is not None:
         tested.append("the model of all hospitals")
     each = f"patients, events and {len(METRICS)} metrics with 95 % intervals ({', '.join(METRICS)})"
+    if federation.privacy is not None and federation.privacy.metrics == "noised":
+        each = "patients, events and metrics, made of counts with noise, without intervals"
     if federation.task.kind == "slices":
         each = (
             "patients, events, and for each type of haemorrhage slices and patients with a label, those with the type and"
@@ -303,9 +334,17 @@ def _figures(federation: Federation) -> str:
 # --- one hospital -----------------------------------------------------------------------------------------------------
 
 
-def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Found, ...]:
-    """What every hospital brings."""
-    refused = {hospital.name: tuple(_refused(federation, hospital)) for hospital in hospitals}
+def examine(federation: Federation, hospitals: Sequence[Hospital], ledger: Ledger = EMPTY) -> tuple[Found, ...]:
+    """What every hospital brings. `ledger`: of the hospital's folder, where it is one."""
+    weights = Plan(federation, federation.training.seeds[0]).weights.size
+    budgets = {
+        hospital.name: Budget(federation, hospital.name, hospital.limits, hospital.patients.ids, ledger)
+        for hospital in hospitals
+        if federation.privacy is not None
+    }
+    refused = {
+        hospital.name: tuple(_refused(federation, hospital, budgets.get(hospital.name))) for hospital in hospitals
+    }
     willing = sum(not problems for problems in refused.values())
     short = tuple(_too_few(federation, willing, len(hospitals)))
     refused = {name: (*problems, *short) for name, problems in refused.items()}
@@ -319,19 +358,38 @@ def examine(federation: Federation, hospitals: Sequence[Hospital]) -> tuple[Foun
             folds=() if refused[hospital.name] else _folds(federation, hospital),
             small_cells=SmallCells(federation.evaluation.small_cells, hospital.limits.small_cells),
             text=hospital.text,
+            privacy=() if refused[hospital.name] else _cost(budgets.get(hospital.name), weights),
             refused=refused[hospital.name],
             withheld=() if refused[hospital.name] else tuple(_withheld(federation, hospital)),
-            warnings=hospital.warnings,
+            warnings=(*hospital.warnings, *_noticed(budgets.get(hospital.name), weights)),
             images=hospital.images,
         )
         for hospital in hospitals
     )
 
 
-def _refused(federation: Federation, hospital: Hospital) -> Iterator[Problem]:
-    """Why this hospital's client would answer with a code (SMALL_CELLS, POLICY) in place of its part in the study."""
+def _cost(budget: Budget | None, weights: int) -> tuple[Told, ...]:
+    """What the study costs this hospital's patients."""
+    return () if budget is None else tuple(Told(*line) for line in budget.told(weights))
+
+
+def _noticed(budget: Budget | None, weights: int) -> Iterator[Problem]:
+    """Warnings on privacy."""
+    if budget is not None:
+        yield from privacy_words.warnings(budget.federation, weights)
+        if budget.refusal() is None:
+            yield from budget.warnings()
+
+
+def _refused(federation: Federation, hospital: Hospital, budget: Budget | None) -> Iterator[Problem]:
+    """Why this hospital's client would answer with a code (SMALL_CELLS, POLICY, BUDGET) in place of its part in the study."""
+    if hospital.limits.privacy == "required" and federation.privacy is None:
+        message = f"hospital '{hospital.name}' will not take part: it asks for privacy, and the study has none"
+        yield Problem(message, hint="limits.privacy: optional, if people here agree; or ask for a private study")
+    if budget is not None and (problem := budget.refusal()) is not None:
+        yield problem
     k = max(federation.evaluation.small_cells, hospital.limits.small_cells)
-    smallest = egress.smallest_group(hospital.patients.labels, federation.evaluation)
+    smallest = egress.smallest_group(hospital.patients, federation)
     if smallest < k:
         yield Problem(
             f"hospital '{hospital.name}' will not take part: sums over {smallest} patients would leave, and k is {k}",
@@ -357,6 +415,12 @@ def _withheld(federation: Federation, hospital: Hospital) -> Iterator[str]:
     k = max(evaluation.small_cells, hospital.limits.small_cells)
     events = int(labels.sum())
     targets = hospital.patients.targets
+    if federation.privacy is not None:  # nothing else of what follows is told by a private study
+        if not hospital.limits.send_metrics:
+            yield "every figure of every evaluation (limits.send_metrics)"
+        elif federation.privacy.metrics == "exact" and egress.few_of_a_class(labels, k):
+            yield "every figure of the model that never saw this hospital"
+        return
     if federation.task.kind == "slices" and targets is not None:
         for kind, n, having in zip(TYPES, *patients_of(targets), strict=True):
             if egress.few_have(int(n), int(having), k):
@@ -365,7 +429,7 @@ def _withheld(federation: Federation, hospital: Hospital) -> Iterator[str]:
         yield f"the number of events ({events:,} of {len(labels):,})"
         if evaluation.leave_one_hospital_out:
             yield "every figure of the model that never saw this hospital"
-    first = split(labels, evaluation, 0)
+    first = split(hospital.patients, federation, 0)
     chosen = first.validation if len(first.validation) else first.train
     binary = federation.task.kind == "binary"
     if binary and evaluation.threshold == "youden" and egress.few_of_a_class(labels[chosen], k):
@@ -393,14 +457,14 @@ OTHERS = "without:OTHER"
 
 def _folds(federation: Federation, hospital: Hospital) -> tuple[FoldHere, ...]:
     evaluation, labels = federation.evaluation, hospital.patients.labels
-    whole = split(labels, evaluation, 0)
+    whole = split(hospital.patients, federation, 0)
     folds = []
     for fold in folds_of(evaluation, (hospital.name,)):
         if not fold.trains_at(hospital.name):
             folds.append(FoldHere(OTHERS, len(whole.train), len(whole.validation), 0))
             folds.append(FoldHere(fold.name, 0, 0, len(labels)))
             continue
-        part = split(labels, evaluation, fold.part or 0)
+        part = split(hospital.patients, federation, fold.part or 0)
         folds.append(FoldHere(fold.name, len(part.train), len(part.validation), len(part.test)))
     return tuple(folds)
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ich_client import check as checks
-from ich_client import commands_join, commands_model, commands_records, machine, needs
+from ich_client import commands_join, commands_model, commands_privacy, commands_records, machine, needs
 from ich_client import home as homes
 from ich_client.check import Asked, FoldHere, Found, Predictor, Verdict
 from ich_client.check_images import images_tables
@@ -35,6 +35,7 @@ app = console.application(
 )
 commands_join.register(app)
 commands_records.register(app)
+commands_privacy.register(app)
 commands_model.register(app)
 
 MOST_IN_FULL: Final = 8
@@ -91,7 +92,7 @@ def check(
         study, loaded, documents = checks.read(
             federation, mappings or (), hospitals, data, cache, Ask(limit, patient, watch)
         )
-    found = checks.examine(study, loaded)
+    found = checks.examine(study, loaded, checks.EMPTY if opened is None else opened.ledger)
     asked = checks.asked(study)
     home, clock = (None, None) if opened is None else (opened.folder, opened.clock)
     plan = Plan(study, study.training.seeds[0])
@@ -162,6 +163,7 @@ def _study(asked: Asked) -> Table:
         strategy=asked.strategy,
         rounds=asked.rounds,
         quorum=asked.quorum,
+        **{each.word: each.text for each in asked.privacy},
         seeds=", ".join(map(str, asked.seeds)) + (f" ({len(asked.seeds)} whole studies)" if asked.seeds[1:] else ""),
     )
 
@@ -186,6 +188,7 @@ def _facts(found: Found) -> Table:
         small_cells=f"k = {cells.k}, the larger of the study's {cells.federation} and this hospital's {cells.hospital}"
         + ("" if cells.k else ": every count is sent as it is"),
         **({"withheld": "; ".join(found.withheld)} if found.withheld else {}),
+        **{f"privacy: {each.word}": each.text for each in found.privacy},
         **({"takes_part": "no: " + "; ".join(one.message for one in found.refused)} if found.refused else {}),
         warnings=len(found.warnings),
     )

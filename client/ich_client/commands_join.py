@@ -120,7 +120,9 @@ def site_of(opened: Home, hospital: Hospital) -> SiteOf:
         if seed not in federation.training.seeds:
             raise RefusedError(Code.FEDERATION, f"seed {seed}, and the study has {federation.training.seeds}")
         if seed not in sites:
-            sites[seed] = Site(Plan(federation, seed, hospital.weights), hospital, opened.state, opened.models)
+            sites[seed] = Site(
+                Plan(federation, seed, hospital.weights), hospital, opened.state, opened.models, opened.ledger
+            )
         return sites[seed]
 
     return find

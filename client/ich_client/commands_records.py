@@ -15,12 +15,15 @@ from rich.text import Text
 from ich_client import audit as log
 from ich_client import check, policy
 from ich_client import home as homes
+from ich_client.commands_privacy import summary
 from ich_client.home import Home
 from ich_models import dossier as dossiers
+from ich_models import privacy_words
 from ich_models.errors import ConfigurationError, DataError
 from ich_models.files import write_json
 from ich_models.hash_chain import Entry
 from ich_models.protocol import PACKAGE, PROTOCOL
+from ich_strategies.plan import Plan
 
 HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="the hospital's folder")]
 YesOption = Annotated[bool, typer.Option("--yes", help="do not ask")]
@@ -78,13 +81,22 @@ def _show(opened: Home, limits: dict[str, Any]) -> None:
         *([] if asked.text is None else [("text", asked.text)]),
         ("strategy", f"{asked.strategy}, {asked.rounds} rounds, seeds {', '.join(map(str, asked.seeds))}"),
         ("small cells", f"k = {k}: smaller counts do not leave (docs/egress.md)"),
-        ("privacy", "no differential privacy in this study"),
+        *(_privacy(opened) if asked.privacy else [("privacy", "no differential privacy in this study")]),
         ("limits", ", ".join(f"{name}: {value}" for name, value in limits.items() if name != "small_cells")),
     ):
         _say(word, text)
     _say("sent", "")
     for each in asked.sent:
         _say("", f"{each.when}: {each.what}")
+
+
+def _privacy(opened: Home) -> list[tuple[str, str]]:
+    """What the study promises, and what the ledger knows."""
+    federation = opened.federation.value
+    plan = Plan(federation, federation.training.seeds[0])
+    spent = summary(opened.ledger)
+    lines = [*privacy_words.told(federation, plan.weights.size), ("spent", spent)]
+    return lines + [("warning", problem.message) for problem in privacy_words.warnings(federation, plan.weights.size)]
 
 
 def withdraw(folder: HomeOption = HERE) -> None:
@@ -109,13 +121,15 @@ def audit(
     Keep an export elsewhere now and then: only that shows a log that was written anew as a whole.
     """
     opened = homes.open_home(folder)
-    lines = list(log.entries(opened.audit / "log.jsonl"))
+    whole_log = list(log.entries(opened.audit / "log.jsonl"))
+    lines = [entry for entry in whole_log if entry.content["event"] == "reply"]  # the others are the ledger's anchors
     approvals = list(log.entries(opened.audit / "approvals.jsonl"))
     whole = {
         "hospital": opened.name,
         "replies": [_line(entry) for entry in lines],
         "approvals": [_line(entry) for entry in approvals],
-        "heads": {"replies": _head(lines), "approvals": _head(approvals)},
+        "ledger": [_line(entry) for entry in whole_log if entry.content["event"] != "reply"],
+        "heads": {"replies": _head(whole_log), "approvals": _head(approvals)},
     }
     if as_json:
         sys.stdout.write(json.dumps(whole, indent=2) + "\n")
@@ -127,7 +141,7 @@ def audit(
         _screen().print(_table(lines))
     sent = sum(log.size(entry.content) for entry in lines)
     _say("verified", f"{len(lines)} replies, {sent:,} bytes of numbers; {len(approvals)} approvals and withdrawals")
-    _say("head", _head(lines))
+    _say("head", _head(whole_log))
 
 
 def _line(entry: Entry) -> dict[str, Any]:
@@ -186,7 +200,7 @@ def _check_head(opened: Home, head: str) -> None:
 
 
 def purge(folder: HomeOption = HERE, yes: YesOption = False) -> None:
-    """Remove what the client keeps of a study: state between rounds, models, prepared images. Key, audit log and mapping stay."""
+    """Remove what the client keeps of a study: state between rounds, models, prepared images. Key, audit log, ledger and mapping stay."""
     opened = homes.open_home(folder)
     there = [path for path in (opened.state, opened.models, opened.cache) if path.exists()]
     if not there:

@@ -12,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
+from ich_client import private_releases
+from ich_client.budget import Budget
 from ich_client.site import Site
-from ich_client.splits import split
+from ich_client.splits import of as splits_of
 from ich_client.tasks import RefusedError
 from ich_models import extras
+from ich_models.batch import Patients
 from ich_models.errors import Code
-from ich_models.federation import Evaluation
+from ich_models.federation import Federation
+from ich_models.folds import parse
 from ich_models.metrics import METRICS
 from ich_models.protocol import (
     LOCAL,
@@ -53,7 +57,24 @@ def release(site: Site, task: Task, reply: Strict, rows: Rows) -> tuple[Strict, 
     except ValidationError as error:
         raise RefusedError(Code.EGRESS, f"a reply outside its schema: {error}") from error
     _blocks(site, task, rows)
+    if site.budget is not None:
+        return _private(site, site.budget, task, whole), rows
     return rule(site, whole), rows
+
+
+def _private(site: Site, budget: Budget, task: Task, reply: Strict) -> Strict:
+    """The same in a study that promises privacy: public numbers in place of true ones (`private_releases.py`)."""
+    if isinstance(reply, StatisticsReply):
+        _check_groups(site)
+        return private_releases.statistics(budget, reply)
+    if isinstance(reply, TrainReply) and isinstance(task, TrainTask):
+        parts = [parse(fold).part or 0 for fold in task.folds]
+        return private_releases.training(budget, reply, parts)
+    if isinstance(reply, EvaluateReply) and budget.privacy.metrics != "not_sent":
+        return _evaluation(site, reply)
+    if isinstance(reply, ModelReply):
+        return reply
+    raise RefusedError(Code.EGRESS, f"{type(reply).__name__} tells of patients, and the study promises privacy")
 
 
 def _blocks(site: Site, task: Task, rows: Rows) -> None:
@@ -89,18 +110,16 @@ def few_of_a_class(labels: NDArray[np.int64], k: int) -> bool:
     return _small(events, k) or _small(len(labels) - events, k)
 
 
-def smallest_group(labels: NDArray[np.int64], evaluation: Evaluation) -> int:
+def smallest_group(patients: Patients, federation: Federation) -> int:
     """Patients of the smallest group whose sums are told, or can be had by subtraction."""
-    splits = {part: split(labels, evaluation, part) for part in range((evaluation.folds or 0) + 1)}
+    splits = {part: splits_of(patients, federation, part) for part in range((federation.evaluation.folds or 0) + 1)}
     return min(size for part, one in splits.items() for size in (len(one.train), *([len(one.test)] if part else [])))
 
 
 def _statistics(site: Site, reply: StatisticsReply) -> StatisticsReply:
     """Sums of every part. What a part's sums would tell of a few, alone or by subtraction, no part tells."""
     k, patients = site.small_cells, site.hospital.patients
-    smallest = smallest_group(patients.labels, site.plan.federation.evaluation)
-    if smallest < k:
-        raise RefusedError(Code.SMALL_CELLS, f"sums over {smallest} patients, and k is {k}")
+    _check_groups(site)
     train = site.split(0).train
     rest = np.setdiff1d(np.arange(len(patients)), train)
     told_apart = [rows for part in reply.parts if part for rows in (site.split(part).train, site.split(part).test)]
@@ -121,6 +140,13 @@ def _statistics(site: Site, reply: StatisticsReply) -> StatisticsReply:
             "parts": parts,
         }
     )
+
+
+def _check_groups(site: Site) -> None:
+    """Raise RefusedError(SMALL_CELLS) where a group that is told of, or trained on, is too small for anything."""
+    smallest = smallest_group(site.hospital.patients, site.plan.federation)
+    if smallest < site.small_cells:
+        raise RefusedError(Code.SMALL_CELLS, f"sums over {smallest} patients, and k is {site.small_cells}")
 
 
 def _with_events(sums: PartStatistics, *, hidden: bool) -> PartStatistics:

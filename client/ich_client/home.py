@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ich_client.hospital import HospitalConfig
+from ich_client.ledger import Ledger
 from ich_models import kit
 from ich_models.errors import ConfigurationError
 from ich_models.federation import Federation, load_federation
@@ -84,6 +85,11 @@ class Home:
     def audit(self) -> Path:
         """The log of everything that left, and of what was approved."""
         return self.folder / "audit"
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the patients have been asked to bear by private studies, anchored in the log of what left."""
+        return Ledger(self.folder / "privacy", self.audit / "log.jsonl")
 
     def keep_clock(self, ahead: float) -> None:
         """Write down by how many seconds this clock is ahead of the server's, for `ich-client check`, which asks nobody."""

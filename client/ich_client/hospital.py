@@ -265,6 +265,10 @@ class Limits(Strict):
     """Names of the studies that it takes part in; every one that is approved, if it is left out."""
     approval: Literal["required", "all"] = "required"
     """`required`: a study must be approved by people (ich-client approve); `all`: every study of the kit's server is."""
+    privacy: Literal["optional", "required"] = "optional"
+    """`required`: no study without differential privacy."""
+    epsilon: Annotated[float, Field(gt=0, le=100)] | None = None
+    """What all studies together may tell of a patient; without it, what each study that is approved promises."""
     send_metrics: bool = True
     """Whether figures of an evaluation may leave."""
     hospitals: Annotated[int, Field(ge=2, le=10_000)] = 100

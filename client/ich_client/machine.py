@@ -73,8 +73,8 @@ class Room:
 @dataclass(frozen=True)
 class Needs:
     """What a study needs of this machine. `model`: bytes of all weights of the models that are trained at once;
-    `images`: whether it reads images, `dicom`: whether these may be compressed DICOM; `networks`: whether the packages of
-    the extra are needed; `clock`: seconds ahead of the server, and when that was measured, if it ever was.
+    `images`: whether it reads images, `dicom`: whether these may be compressed DICOM; `networks`, `private`: whether the packages
+    of these extras are needed; `clock`: seconds ahead of the server, and when that was measured, if it ever was.
     """
 
     threads: int
@@ -82,6 +82,7 @@ class Needs:
     images: bool
     dicom: bool
     networks: bool
+    private: bool = False
     rooms: tuple[Room, ...] = ()
     weights: tuple[Weights, ...] = ()
     clock: tuple[float, str] | None = None
@@ -95,7 +96,7 @@ def examine(needs: Needs) -> tuple[Line, ...]:
         _memory(needs),
         *map(_room, needs.rooms),
         *([_decoders()] if needs.dicom else []),
-        *_versions(needs.networks),
+        *_versions(needs.networks, needs.private),
         *map(_pinned, needs.weights),
         _clock(needs.clock),
     )
@@ -228,12 +229,13 @@ def _decoders() -> Line:
     return Line("DICOM decoders", told, values={"readable": found})
 
 
-def _versions(networks: bool) -> Iterator[Line]:
+def _versions(networks: bool, private: bool = False) -> Iterator[Line]:
     """What is installed, and a line for each package that is missing or of another version than was declared."""
     found = {"ich-federation": _installed("ich-federation"), "Python": platform.python_version()}
     found |= {name: _installed(name) for name in SHOWN}
     wrong = []
-    for one in _declared({"client", "networks"} if networks else {"client"}):
+    extras = {"client"} | ({"networks"} if networks else set()) | ({"privacy"} if private else set())
+    for one in _declared(extras):
         have = _installed(one.name)
         if have is None or not one.specifier.contains(have, prereleases=True):
             wrong.append((one, have))

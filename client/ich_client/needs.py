@@ -47,6 +47,7 @@ def of(
         images=modalities.image is not None,
         dicom=any(one.value.images is not None and one.value.images.format == "dicom" for one in documents)
         and modalities.image is not None,
+        private=plan.federation.privacy is not None,
         networks=bool(set(plan.federation.network.uses) - {"table"}) or modalities.text is not None,
         rooms=tuple(rooms),
         weights=tuple(dict.fromkeys(_weights(plan, documents, data))),

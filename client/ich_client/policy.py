@@ -121,6 +121,8 @@ def guard(folder: Path) -> Guard:
             raise RefusedError(Code.APPROVAL, f"this study is not approved with version {PACKAGE}: {hint}")
         if limits.studies is not None and site.plan.federation.name not in limits.studies:
             raise RefusedError(Code.POLICY, f"limits.studies does not name '{site.plan.federation.name}'")
+        if limits.privacy == "required" and site.plan.federation.privacy is None:
+            raise RefusedError(Code.POLICY, "limits.privacy asks for differential privacy, and this study has none")
         here = datetime.now().astimezone()
         if isinstance(task, TrainTask) and limits.hours is not None and not _within(limits.hours, here):
             raise RefusedError(Code.POLICY, f"asked to train outside limits.hours ({limits.hours})")

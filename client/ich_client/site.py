@@ -3,38 +3,59 @@
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ich_client import splits
+from ich_client.budget import Budget
 from ich_client.features import with_frozen_features
-from ich_client.splits import Indices, Split, split
+from ich_client.ledger import Ledger
+from ich_client.replies import Replies
+from ich_client.splits import Indices, Split
 from ich_client.state import State
 from ich_client.tables import Hospital
 from ich_models import extras
 from ich_models.batch import Batch
 from ich_models.errors import ConfigurationError
+from ich_models.federation import Federation
 from ich_models.folds import Fold
 from ich_models.statistics import Moments, moments
 from ich_strategies.plan import Plan
+
+LEDGERS: Final = "privacy"
+"""Folder of the hospitals' ledgers, where no hospital's folder is."""
 
 
 class Site:
     """One hospital in one study. What is derived from its patients is made once and kept in memory."""
 
-    def __init__(self, plan: Plan, hospital: Hospital, folder: Path, models: Path | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        hospital: Hospital,
+        folder: Path,
+        models: Path | None = None,
+        ledger: Ledger | None = None,
+        roles: Federation | None = None,
+    ) -> None:
         """`folder`: where state between rounds is kept, one folder per federation, seed and hospital below it.
 
-        `models`: where models that are handed over are kept; by default in `folder`.
+        `models`: where models that are handed over are kept; `ledger`: of this hospital, of all studies. Both are by
+        default in `folder`. `roles`: the study whose split of the patients is used; by default the plan's own.
         """
         torch.set_num_threads(
             hospital.limits.threads
         )  # sums in a fixed order, and no more cores than the hospital gives
         self.plan = plan
+        self.roles = roles or plan.federation
         own = folder / plan.hash[:16] / f"seed-{plan.seed}" / hospital.name
         self.hospital = replace(hospital, patients=with_frozen_features(plan, hospital.patients, own / "features"))
         self.state = State(own)
+        self.replies = Replies(own / "replies")
+        self._ledger = ledger or ledger_in(folder, hospital.name)
         self.models = (models or folder / "models" / hospital.name) / plan.hash[:16] / f"seed-{plan.seed}"
         self._splits: dict[int, Split] = {}
         self._moments: dict[int, Moments] = {}
@@ -53,6 +74,14 @@ class Site:
             raise ConfigurationError(f"limits.device is {wanted}, and torch finds {found} CUDA devices", hint=hint)
         return device
 
+    @cached_property
+    def budget(self) -> Budget | None:
+        """What the study may take from these patients; None: it promises them nothing."""
+        federation, hospital = self.plan.federation, self.hospital
+        if federation.privacy is None:
+            return None
+        return Budget(federation, hospital.name, hospital.limits, hospital.patients.ids, self._ledger)
+
     @property
     def small_cells(self) -> int:
         """k: a hospital can raise the study's, not lower it."""
@@ -61,7 +90,7 @@ class Site:
     def split(self, part: int) -> Split:
         """The patients' roles when `part` is held out (0: none but the test share)."""
         if part not in self._splits:
-            self._splits[part] = split(self.hospital.patients.labels, self.plan.federation.evaluation, part)
+            self._splits[part] = splits.of(self.hospital.patients, self.roles, part)
         return self._splits[part]
 
     def held_out(self, fold: Fold) -> Indices:
@@ -97,3 +126,9 @@ class Site:
     def constants(self, part: int) -> torch.Tensor:
         """(1, size): imputation and scaling by this hospital's own training patients (`scaling: hospital`)."""
         return torch.from_numpy(self.plan.constants_row(self.moments(part)))
+
+
+def ledger_in(folder: Path, hospital: str) -> Ledger:
+    """A hospital's ledger where no hospital's folder is: in a simulation, or under Flower's own tools."""
+    own = folder / LEDGERS / hospital
+    return Ledger(own, own / "anchors.jsonl")

@@ -1,12 +1,15 @@
 """Which of a hospital's patients train, validate and test, for each fold; by patient, and the same at every call."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
-from ich_models.federation import Evaluation
+from ich_models.batch import Patients
+from ich_models.federation import Evaluation, Federation
 
 Indices = NDArray[np.int64]
 
@@ -37,6 +40,32 @@ def split(labels: NDArray[np.int64], evaluation: Evaluation, part: int) -> Split
         return Split(learning, learning[:0], test)
     train, validation = _share(learning, labels[learning], evaluation.validation, evaluation.split_seed)
     return Split(train, validation, test)
+
+
+def split_by_name(ids: Sequence[str], evaluation: Evaluation, part: int) -> Split:
+    """The same where each patient's role must follow from the patient alone: one more patient changes nobody else's.
+
+    By a hash of the identifier, hence in about the shares that are asked for, and without a look at the outcome.
+    """
+    lots = np.array([_lot(f"{evaluation.split_seed}\n{each}") for each in ids])
+    if part:
+        tested = np.floor(lots * (evaluation.folds or 1)).astype(np.int64) == part - 1
+    else:
+        tested = lots < (evaluation.test or 0.0)
+    everyone = np.arange(len(ids))
+    return Split(everyone[~tested], everyone[:0], everyone[tested])
+
+
+def _lot(text: str) -> float:
+    """Between 0 and 1."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def of(patients: Patients, federation: Federation, part: int) -> Split:
+    """The split of a study's patients: by outcome, or in a private study by each patient's identifier alone."""
+    if federation.privacy is not None:
+        return split_by_name(patients.ids, federation.evaluation, part)
+    return split(patients.labels, federation.evaluation, part)
 
 
 def too_few(labels: NDArray[np.int64], evaluation: Evaluation) -> str | None:

@@ -394,6 +394,12 @@ def _hospitals(
         patients = Patients(tuple(ids[row] for row in kept), encoded, labels, groups=groups)
         warnings += _predictor_warnings(part.name, chosen, patients, document, federation)
         warnings += _unknown_mappings(document, federation)
+        if federation.privacy is not None and table.patient is None:
+            message = (
+                f"patients of hospital '{part.name}' are told apart by their row: the ledger cannot know them again"
+            )
+            hint = "name the column of the identifier (table.patient); a patient with two rows would count as two"
+            warnings.append(Problem(message, document.where("table", "file"), hint))
         summary = None
         sentences: tuple[str | None, ...] = ()
         if source is not None and source.writer is not None:  # the images come later, and with them the texts

@@ -55,6 +55,9 @@ def check(plan: Plan, me: str, task: Task, rows: Rows) -> None:
         _learning(plan, me, task.folds)
         _blocks(plan, task.folds, rows, _trained(plan))
     elif isinstance(task, EvaluateTask):
+        privacy = plan.federation.privacy
+        if privacy is not None and privacy.metrics == "not_sent":
+            raise RefusedError(Code.POLICY, "a private study whose figures are not sent asks for some")
         _questions(plan, me, task)
         _blocks(plan, task.folds, rows, _trained(plan))
     elif isinstance(task, ModelTask):

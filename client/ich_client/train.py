@@ -75,7 +75,7 @@ def fit(
             if recipe.clip is not None:
                 _clip(stack, recipe.clip)
             if direction is not None:
-                _redirect(stack, direction)
+                redirect(stack, direction)
             optimizer.step()
             losses.append(loss.cpu())
             sizes.append(len(batch))
@@ -170,7 +170,8 @@ def _clip(stack: Stack, largest: float) -> None:
 
 
 @torch.no_grad()
-def _redirect(stack: Stack, direction: Direction) -> None:
+def redirect(stack: Stack, direction: Direction) -> None:
+    """Put in the place of each gradient what the strategy's client half makes of it."""
     for name, parameter in stack.parameters.items():
         if parameter.grad is not None:
             gradient = _rows(stack, parameter.grad)

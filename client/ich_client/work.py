@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ich_client import disagreements
+from ich_client import disagreements, private_releases
+from ich_client.noise import Stream
+from ich_client.private import Terms, fit_private
 from ich_client.site import Site
 from ich_client.tasks import RefusedError
-from ich_client.train import Direction, fit
+from ich_client.train import Direction, Fit, fit
 from ich_models import curves, subgroups
 from ich_models.batch import Batch, Patients
 from ich_models.errors import Code
@@ -64,8 +66,13 @@ CLIENT: Final = "client."
 
 
 def statistics(site: Site, task: StatisticsTask) -> StatisticsReply:
-    """The sums of the training patients for each part asked for."""
+    """The sums of the training patients for each part asked for.
+
+    Raises RefusedError(BUDGET) if a private study asks more of these patients than they can bear: the hospital stays out.
+    """
     patients = site.hospital.patients
+    if site.budget is not None:
+        site.budget.terms()
     return StatisticsReply(
         hospital=site.hospital.name,
         schema_hash=site.plan.schema,
@@ -82,13 +89,30 @@ def statistics(site: Site, task: StatisticsTask) -> StatisticsReply:
 def train(site: Site, task: TrainTask, rows: Rows) -> tuple[TrainReply, Rows]:
     """Train the folds of one message for one round; folds with the same inputs are trained once.
 
-    Raises RefusedError(DIVERGED) if what comes out is not finite; nothing is then kept of it.
+    In a private study the round is paid for before the first gradient, and a question that was answered already gets the
+    same answer. Raises RefusedError(DIVERGED) if what comes out is not finite, of which nothing is then kept, and
+    RefusedError(BUDGET) if the hospital's patients cannot bear it.
     """
+    if (budget := site.budget) is None:
+        return _trained(site, task, rows, None)[0]
+    if (before := site.replies.find(task, rows, TrainReply)) is not None:
+        return before
+    sigma, charge = budget.training(task.seed, task.round, task.folds)
+    answer, models = _trained(site, task, rows, sigma)
+    budget.ledger.settle(charge, charge.reserved.steps // len(task.folds) * models)
+    site.replies.keep(task, rows, *answer)
+    return answer
+
+
+def _trained(site: Site, task: TrainTask, rows: Rows, sigma: float | None) -> tuple[tuple[TrainReply, Rows], int]:
+    """The same, and how many models were trained for it. `sigma`: the noise of a private study."""
     folds = list(map(parse, task.folds))
     inputs = _with_constants(site, folds, rows) | _own_state(site, task, rows)
     outputs: Rows = {}
+    models = 0
     for part, twins in _passes(site, folds, inputs):
-        trained = _train_together(site, task.round, part, select(inputs, [group[0] for group in twins]))
+        trained = _train_together(site, task.round, part, select(inputs, [group[0] for group in twins]), sigma)
+        models += len(twins)
         for name, block in trained.items():
             whole = outputs.setdefault(name, np.empty((len(folds), block.shape[1]), block.dtype))
             for position, group in enumerate(twins):
@@ -109,7 +133,7 @@ def train(site: Site, task: TrainTask, rows: Rows) -> tuple[TrainReply, Rows]:
         losses=_losses(outputs["loss"]),
         validation_losses=_losses(outputs["validation_loss"]),
     )
-    return reply, sent
+    return (reply, sent), models
 
 
 def _seen(site: Site, parts: Sequence[int]) -> dict[str, list[int]]:
@@ -157,7 +181,7 @@ def _passes(site: Site, folds: Sequence[Fold], inputs: Rows) -> Iterator[tuple[i
     Folds with the same patients go in one pass where the network can be stacked, else one after another. Encoders of
     images gain nothing from a common pass (measured: 0.85 of the time), and need the memory of all folds.
     """
-    together = stackable(site.plan.network) and site.hospital.patients.image is None
+    together = stackable(site.plan.network) and site.hospital.patients.image is None and site.budget is None
     groups: dict[int, dict[bytes, list[int]]] = {}
     for index, fold in enumerate(folds):
         content = b"".join(block[index].tobytes() for block in inputs.values())
@@ -169,10 +193,10 @@ def _passes(site: Site, folds: Sequence[Fold], inputs: Rows) -> Iterator[tuple[i
             yield from ((part, [group]) for group in twins.values())
 
 
-def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> Rows:
+def _train_together(site: Site, round_number: int, part: int, inputs: Rows, sigma: float | None) -> Rows:
     """One pass over the stack: outputs 'sent.*', 'kept.*', 'loss' and 'validation_loss' (F, 1)."""
     plan, strategy = site.plan, site.plan.strategy
-    stage, rounds_before = plan.federation.training.stage_at(round_number)
+    stage, _ = plan.federation.training.stage_at(round_number)
     stack = load_stack(plan, inputs, stage.name, site.device)
     tensors = {name: torch.from_numpy(block) for name, block in inputs.items()}
     start = tensors[WEIGHTS]
@@ -180,17 +204,7 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
     client = {name.removeprefix(CLIENT): block for name, block in tensors.items() if name.startswith(CLIENT)}
     validation = _validation_losses(stack, site.batch(part, "validation"))
     before = stack.own_losses(site.batch(part, "train")) if strategy.exact_loss else None
-    done = fit(
-        stack,
-        site.batch(part, "train"),
-        stage,
-        rounds_before=rounds_before,
-        rounds=stage.rounds,
-        epochs_before=plan.federation.training.epochs_before(stage),
-        seed=(plan.seed, round_number, *site.hospital.name.encode()),
-        direction=_direction(plan, start, server, client, site.device),
-        micro_batch=site.hospital.limits.micro_batch,
-    )
+    done = _fit(site, stack, part, round_number, _direction(plan, start, server, client, site.device), sigma)
     end = plan.weights.pack(stack.tensors(), start).cpu()
     report = strategy.report(start, end, server, client, done.rate)
     for what, given, declared in (("returns", report.sent, strategy.returns), ("keeps", report.kept, strategy.keeps)):
@@ -207,6 +221,38 @@ def _train_together(site: Site, round_number: int, part: int, inputs: Rows) -> R
         "loss": (done.losses if before is None else before).numpy()[:, None],
         "validation_loss": validation.numpy()[:, None],
     }
+
+
+def _fit(
+    site: Site, stack: Stack, part: int, round_number: int, direction: Direction | None, sigma: float | None
+) -> Fit:
+    """Train the stack for one round, with this noise where the study is private."""
+    training, patients = site.plan.federation.training, site.batch(part, "train")
+    stage, rounds_before = training.stage_at(round_number)
+    epochs_before = training.epochs_before(stage)
+    if (budget := site.budget) is not None and sigma is not None:
+        privacy = budget.privacy
+        return fit_private(
+            stack,
+            patients,
+            stage,
+            Terms(sigma, privacy.clip, privacy.rate, privacy.steps(stage), privacy.rate * budget.learning(part)),
+            rounds_before=rounds_before,
+            rounds=stage.rounds,
+            epochs_before=epochs_before,
+            direction=direction,
+        )
+    return fit(
+        stack,
+        patients,
+        stage,
+        rounds_before=rounds_before,
+        rounds=stage.rounds,
+        epochs_before=epochs_before,
+        seed=(site.plan.seed, round_number, *site.hospital.name.encode()),
+        direction=direction,
+        micro_batch=site.hospital.limits.micro_batch,
+    )
 
 
 def _direction(
@@ -297,6 +343,11 @@ def evaluate(site: Site, task: EvaluateTask, rows: Rows) -> tuple[EvaluateReply,
     Raises RefusedError(HELD_OUT) if a fold has learnt from every patient here: there is nothing to test it on.
     """
     answers = []
+    noised = site.budget if site.budget is not None and site.budget.privacy.metrics == "noised" else None
+    if noised is not None:
+        if (before := site.replies.find(task, rows, EvaluateReply)) is not None:
+            return before
+        noised.figures(task.seed, task.folds, len(task.questions))
     for question in task.questions:
         indices = [task.folds.index(name) for name in question.folds]
         tested, probabilities = predictions(site, question.folds, select(rows, indices))
@@ -308,11 +359,16 @@ def evaluate(site: Site, task: EvaluateTask, rows: Rows) -> tuple[EvaluateReply,
             path = site.models / f"disagreements-{question.arm}.csv"
             disagreements.write(site.hospital, np.concatenate(tested), scores, path)
             found = evaluate_slices(len(labels), int(labels.sum()), everyone.targets, scores, limits, seed=seed)
+        elif noised is not None:
+            found = private_releases.measured(noised, labels, scores, float(limits[0, 0]), Stream())
         else:
             found = measure(labels, scores, limits[:, 0], seed=seed)
             found = in_groups(site, np.concatenate(tested), found, scores, limits[:, 0])
         answers.append(Answer.of(question.arm, found))
-    return EvaluateReply(hospital=site.hospital.name, answers=answers), {}
+    reply = EvaluateReply(hospital=site.hospital.name, answers=answers)
+    if noised is not None:
+        site.replies.keep(task, rows, reply, {})
+    return reply, {}
 
 
 def in_groups(site: Site, tested: NDArray[np.int64], found: Figures, scores: Array, limits: Array) -> Figures:

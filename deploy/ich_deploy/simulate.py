@@ -1,6 +1,7 @@
 """A whole study on one machine: the ClientApp and round engine of a deployment, every arm, every seed, the results."""
 
 import hashlib
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
@@ -12,14 +13,17 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from ich_client.app import build_app
-from ich_client.site import Site
+from ich_client.site import LEDGERS, Site
 from ich_client.tables import Hospital
 from ich_deploy import source
 from ich_deploy.arms import compare, cross_site
 from ich_deploy.grid import InProcessGrid, run_on_flower
 from ich_deploy.pictures import pictures
 from ich_deploy.source import Source
-from ich_models.errors import RunError
+from ich_deploy.without_privacy import WITHOUT_PRIVACY, without_privacy
+from ich_models import accounting
+from ich_models.errors import ConfigurationError, RunError
+from ich_models.federation import Federation
 from ich_models.files import read_json, write_json
 from ich_models.metrics import Estimate
 from ich_models.protocol import Answer
@@ -61,6 +65,10 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
     `out` are taken over, and the numbers are those of an uninterrupted run.
     """
     federation, hospitals = source.load(origin)
+    if federation.value.privacy is not None:
+        _check_plan(federation.value, seeds)
+        if not options.resume:
+            _new_ledgers(out)
     studies: list[StudyResult] = []
     found: list[dict[str, ArmFound]] = []
     matrices: list[Matrix] = []
@@ -77,6 +85,19 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
     photos = pictures(_sites(origin, seeds[0], out), studies[0], origin.federation)
     write_report(whole, out / "report.html", photos)
     return whole
+
+
+def _check_plan(federation: Federation, seeds: Sequence[int]) -> None:
+    """Raise ConfigurationError for a private study that no noise makes private, or that would run more than it planned."""
+    planned = accounting.programme(federation).seeds
+    if len(seeds) > planned:
+        message = f"{len(seeds)} seeds, and the noise is planned for {planned}"
+        raise ConfigurationError(message, hint="write them as training.seeds: each is one more study to pay for")
+
+
+def _new_ledgers(out: Path) -> None:
+    """A simulation that begins anew spends what nobody has spent before: its ledgers are of the study in `out` alone."""
+    shutil.rmtree(out / "hospitals" / LEDGERS, ignore_errors=True)
 
 
 # --- the federated study, on either engine ----------------------------------------------------------------------------
@@ -134,6 +155,9 @@ def _arms(
     for arm, whole in compare(plan, by_name, study):
         found[arm] = whole
         watch.arm_done(plan.seed, arm)
+    if plan.federation.evaluation.comparisons.without_privacy:
+        found[WITHOUT_PRIVACY] = without_privacy(plan, [site.hospital for site in sites], path.parent / WITHOUT_PRIVACY)
+        watch.arm_done(plan.seed, WITHOUT_PRIVACY)
     arms = {
         arm: {
             "hospitals": {

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ich_models import console
+from ich_models import console, privacy_words
 from ich_models.federation import Evaluation, Federation, load_federation
 from ich_models.folds import FEDERATED, questions
 from ich_models.text_spec import TextSpec
@@ -40,6 +40,8 @@ def check(federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml", 
         if index:
             screen.print()
         screen.print(table)
+    if study.privacy is not None:
+        console.warn(privacy_words.warnings(study, Plan(study, study.training.seeds[0]).weights.size))
 
 
 @app.command(epilog="Example: ich-server schema federation > federation.schema.json")
@@ -85,6 +87,9 @@ def _study(study: Federation) -> Table:
     _add(table, "rounds", f"{study.training.rounds} ({stages})")
     _add(table, "seeds", ", ".join(map(str, study.training.seeds)))
     _add(table, "threshold", study.evaluation.threshold)
+    if study.privacy is not None:
+        for word, text in privacy_words.told(study, plan.weights.size):
+            _add(table, word, text)
     _add(table, "small cells", f"k = {study.evaluation.small_cells}, or more where a hospital asks for more")
     _add(table, "quorum", _quorum(study))
     return table
@@ -155,6 +160,8 @@ def simulated_arms(evaluation: Evaluation) -> list[str]:
     if evaluation.comparisons.pooled:
         arms += ["pooled"]
         arms += ["pooled_within"] if evaluation.leave_one_hospital_out and within else []
+    if evaluation.comparisons.without_privacy:
+        arms.append("without_privacy")
     return arms
 
 

@@ -44,26 +44,43 @@ def report(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="DIR", help="of --compare; by default compared/ in the second RUN")
     ] = None,
+    audit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="that ich-client audit-privacy wrote: put it into the results")
+    ] = None,
 ) -> None:
     """Write report.html and results.csv anew from results.json in the folder RUN.
 
     With --compare RUN1 RUN2: compare.html, compare.json and compare.csv instead, with what was set otherwise and the paired
     differences within each hospital that brought the same patients to both.
     """
-    if compare:
+    if compare and audit is None:
         _compare(runs, to)
         return
-    if len(runs) != 1 or to is not None:
-        raise ConfigurationError(
-            "a report is of one run", hint="ich-server report RUN, or --compare RUN1 RUN2 [--to DIR]"
-        )
+    if len(runs) != 1 or to is not None or compare:
+        hint = "ich-server report RUN [--audit FILE], or --compare RUN1 RUN2 [--to DIR]"
+        raise ConfigurationError("a report is of one run", hint=hint)
     (out,) = runs
     found = results_file.read(out / "results.json")
+    if audit is not None:
+        found = _with_audit(found, audit)
+        results.write(found, out)
     results.write_csv(found, out)
     write_report(found, out / "report.html")
     Console(highlight=False).print(summary_table(found))
     for name in ("report.html", "results.csv"):
         _say("written", out / name)
+
+
+def _with_audit(found: results.Results, path: Path) -> results.Results:
+    """Raises ConfigurationError if the study promises no privacy, or the file is another."""
+    if found.privacy is None:
+        raise ConfigurationError("the study promises no privacy", where=str(path), hint="leave --audit out")
+    try:
+        bound = results.AuditBound.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        hint = "give the file that ich-client audit-privacy --out wrote"
+        raise ConfigurationError("not the finding of an audit", where=str(path), hint=hint) from error
+    return found.model_copy(update={"privacy": found.privacy.model_copy(update={"audit": bound})})
 
 
 def _compare(runs: list[Path], to: Path | None) -> None:

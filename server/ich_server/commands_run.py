@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ich_models import kit as kits
-from ich_models.console import OneLine
+from ich_models import privacy_words
+from ich_models.console import OneLine, warn
 from ich_models.errors import ConfigurationError
 from ich_server import checkpoint, deployment, flower, home, memory, pki, status
 from ich_server.deployment import Reporter
@@ -27,6 +28,7 @@ from ich_server.status import Status
 from ich_server.study import RoundReport
 from ich_server.summary import number
 from ich_server.terminal import summary_table
+from ich_strategies.plan import Plan
 
 HomeOption = Annotated[Path, typer.Option("--home", metavar="DIR", help="the federation folder")]
 HERE = Path()
@@ -64,11 +66,22 @@ def init(
     Again in the same folder, it renews the copy and the address. CA and keys are made once and kept.
     """
     made = home.create(federation, address, folder)
+    _plan(made)
     _say("study", f"{made.federation.value.name}, hash {made.federation.value.hash}")
     _say("CA", f"{kits.fingerprint((made.pki / 'ca.pem').read_bytes())}")
     _say("", "hospitals compare this fingerprint when they unpack their kit: read it to them by telephone")
     _say("keep", f"{made.pki}: whoever has ca.key can pose as this server; without it no kit can be made")
     _say("next", "ich-server kit HOSPITAL, for each hospital")
+
+
+def _plan(opened: home.Home) -> None:
+    """Show what a private study will cost. Raises ConfigurationError for one that no noise makes as private as it says."""
+    study = opened.federation.value
+    if study.privacy is not None:
+        weights = Plan(study, study.training.seeds[0]).weights.size
+        for word, text in privacy_words.told(study, weights):
+            _say(word, text)
+        warn(privacy_words.warnings(study, weights))
 
 
 def kit(
@@ -123,6 +136,7 @@ def run(
     if not resume and (folder / "seeds").exists():
         hint = "go on with --resume, or move seeds/ and results.json aside to begin anew"
         raise ConfigurationError("a study was begun here", where=str(folder / "seeds"), hint=hint)
+    _plan(opened)
     with home.locked(opened):
         _log_to(opened.state / "server.log")
         memory.give_back()

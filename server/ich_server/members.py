@@ -98,6 +98,10 @@ def meet(
     if len(members) < needed:
         count = Problem(f"{len(members)} of {expected} hospitals can take part, and the study needs {needed}")
         raise RunError([count, *(Problem(each.reason, each.hospital, "its own log says more") for each in absent)])
+    privacy = federation.privacy
+    if privacy is not None and len(members) > privacy.planned_hospitals:
+        message = f"{len(members)} hospitals, and the noise is planned for {privacy.planned_hospitals}"
+        raise RunError(message, hint="raise privacy.hospitals: every hospital is one more model, and costs epsilon")
     by_name = {name: node for node, name in names.items()}
     for name in set(before) - set(members):
         members[name] = Member.absent(by_name.get(name, NOBODY), before[name])

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from scipy.stats import norm
 
-from ich_models import clinical
+from ich_models import accounting, clinical, privacy_words
 from ich_models.curves import net_benefit
 from ich_models.federation import Federation
 from ich_models.files import write_atomic
@@ -53,6 +53,8 @@ ARMS: Final = {
     " or without it like federated. Simulation only.",
     "ich_score": "The ICH score (Hemphill et al. 2001) of every patient's five items, nothing trained; tested like loho, or"
     " without it like federated. Its probabilities are of 30-day mortality. Simulation only.",
+    "without_privacy": "The same federation trained without clipping and noise, and tested alike: what privacy costs."
+    " Simulation only.",
     "pooled_within": "The same network trained on all hospitals' patients in one place, tested like federated."
     " Simulation only.",
 }
@@ -271,6 +273,43 @@ class Traffic(Strict):
     received: list[int]
 
 
+class AuditBound(Strict):
+    """What an attack on the training, in a small federated run with these terms, could show (`ich-client audit-privacy`)."""
+
+    epsilon: float
+    """Lower bound, with 95 % confidence."""
+    promised: float
+    """Epsilon of that run."""
+    canaries: int
+    right: int
+    guesses: int
+
+
+class PrivacyPromise(Strict):
+    """What a private study has promised of each patient, and planned: public numbers, not what a ledger holds."""
+
+    epsilon: float
+    delta: float
+    per: Literal["study", "model"]
+    """What `epsilon` is of."""
+    clip: float
+    rate: float
+    """Chance of a patient to be in a step."""
+    noise: float
+    """Noise multiplier; a hospital may have used more."""
+    steps: int
+    """Of all rounds, models and seeds, on one hospital's patients."""
+    models: int
+    """That one hospital's patients train with each seed."""
+    epsilon_model: float
+    """Of one model of one seed."""
+    hospitals: dict[str, float]
+    """Epsilon of the whole study at each hospital, at the most."""
+    metrics: Literal["noised", "exact", "not_sent"]
+    assumptions: list[str]
+    audit: AuditBound | None = None
+
+
 class Results(Strict):
     """The whole file."""
 
@@ -293,6 +332,16 @@ class Results(Strict):
     """Per seed the SHA-256 of the model of all hospitals, as every hospital confirms it."""
     software: dict[str, str] = {}
     """What computed these numbers at the server: package or program and version."""
+    privacy: PrivacyPromise | None = None
+    """In a study that promises privacy."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study that promises nothing does not speak of it."""
+        written: dict[str, Any] = plain(self)
+        if self.privacy is None:
+            del written["privacy"]
+        return written
 
 
 @dataclass(frozen=True)
@@ -339,6 +388,28 @@ def assemble(
         traffic={str(seed): found for seed, study in by_seed if (found := _traffic(study))},
         models={str(seed): rows_hash(study.of([ALL])) for seed, study in by_seed},
         software=software(),
+        privacy=None if federation.privacy is None else promised(federation, list(data)),
+    )
+
+
+def promised(federation: Federation, hospitals: Sequence[str]) -> PrivacyPromise:
+    """What a study with privacy has promised."""
+    privacy = federation.privacy
+    assert privacy is not None, "a promise of a study that makes none"
+    plan = accounting.programme(federation)
+    return PrivacyPromise(
+        epsilon=privacy.epsilon,
+        delta=privacy.delta,
+        per=privacy.per,
+        clip=privacy.clip,
+        rate=privacy.rate,
+        noise=plan.sigma,
+        steps=plan.steps,
+        models=plan.models,
+        epsilon_model=plan.model,
+        hospitals=dict.fromkeys(hospitals, plan.study),
+        metrics=privacy.metrics,
+        assumptions=list(privacy_words.assumptions(privacy)),
     )
 
 

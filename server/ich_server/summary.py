@@ -275,6 +275,7 @@ ARM_LABELS: Final = {
     "ich_score": "ICH score",
     "pooled": "Pooled data",
     "pooled_within": "Pooled data, all hospitals",
+    "without_privacy": "Without privacy",
 }
 
 NOTHING: Final = "–"

@@ -66,11 +66,13 @@ class Code(StrEnum):
     FEDERATION = "FEDERATION"  # the configuration is not the one that this hospital holds
     APPROVAL = "APPROVAL"  # people at the hospital have not approved this study with this version
     POLICY = "POLICY"  # the hospital's own limits: hours, studies, metrics, how often the same may be asked
+    BUDGET = "BUDGET"  # the hospital's privacy budget does not allow it
     HELD_OUT = "HELD_OUT"  # asked to learn for a fold that holds this hospital out
     MALFORMED = "MALFORMED"  # a message outside the schema
     DATA = "DATA"  # the hospital's data cannot be used
     SMALL_CELLS = "SMALL_CELLS"  # too few patients for anything to be said of them
     EGRESS = "EGRESS"  # the reply was not what may leave; it was dropped
+    PRIVACY = "PRIVACY"  # what is asked for would not be private
     DIVERGED = "DIVERGED"  # training gave numbers that are not finite
     RESOURCES = "RESOURCES"  # memory, disk or device
     INTERNAL = "INTERNAL"  # anything else; the traceback stays in the hospital's log

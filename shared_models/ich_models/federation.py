@@ -9,10 +9,12 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from ich_models import subgroups, tokens
+from ich_models import privacy as privacy_terms
+from ich_models import private_rules, subgroups, tokens
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.image_spec import HAEMORRHAGES, CtSlices, CtVolume, ImageSpec, MrVolume
 from ich_models.networks.options import Dlmi, Hohoho, IchPro, IchScore, NetworkOptions, WithText
+from ich_models.privacy import Privacy
 from ich_models.recipes import Recipe, Stage
 from ich_models.strategy_options import FedAvg, StrategyOptions
 from ich_models.strict import Name, Strict
@@ -134,6 +136,8 @@ class Comparisons(Strict):
     """A logistic regression on the table alone, its patients in one place: what images and text are to add to."""
     ich_score: IchScoreItems | None = None
     """The ICH score of the table; nothing is trained."""
+    without_privacy: bool = False
+    """The same federation without clipping and noise: what privacy costs."""
 
 
 DECISION_THRESHOLDS: Final = (0.45, 0.25, 0.65, 0.15, 0.55, 0.35, 0.75, 0.05, 0.85, 0.95)
@@ -221,6 +225,7 @@ class Federation(Strict):
     network: NetworkOptions
     training: Training
     evaluation: Evaluation = Evaluation()
+    privacy: Privacy | None = None
     quorum: Quorum = Quorum()
     checks: Checks = Checks()
 
@@ -324,6 +329,8 @@ def _contradictions(federation: Federation) -> list[Complaint]:
         *_text_needs(federation),
         *_unknown_stages(federation),
         *_evaluation_needs(federation),
+        *privacy_terms.contradictions(federation),
+        *(private_rules.refusals(federation) if federation.privacy is not None else ()),
     ]
 
 

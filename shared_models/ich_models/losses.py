@@ -4,8 +4,10 @@ A per-sample term gives one number per patient; its batch value is the mean over
 batch-coupled term compares patients with one another; DP-SGD refuses it, since one patient then moves everyone's gradient.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import torch
@@ -23,6 +25,9 @@ from ich_models.batch import Batch, Output
 
 EPS: Final = 1e-8
 """Of SDM's KL divergence."""
+
+BANK: Final = 32
+"""Directions of the negative bank, each in both senses."""
 
 
 # --- terms and their sum ----------------------------------------------------------------------------------------------
@@ -71,6 +76,13 @@ class Term:
         """The loss of the batch with its weight in `epoch`."""
         value, weight = self.scalar(output, batch), self.at(epoch)
         return value if weight == 1.0 else weight * value
+
+
+def summed(parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> PerSample:
+    """Of several numbers per patient, (B,), each with whom it concerns, (B,) bool: the sum of those that concern a patient."""
+    values, who = zip(*parts, strict=True)
+    kept = [torch.where(mask, value, torch.zeros_like(value)) for value, mask in zip(values, who, strict=True)]
+    return PerSample(torch.stack(kept).sum(0), torch.stack(who).any(0))
 
 
 def outcome(output: Output, batch: Batch) -> PerSample:
@@ -168,6 +180,41 @@ def asymmetric(
 def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """1 - cosine per patient: (B, D), (B, D) -> (B,)."""
     return 1 - cosine_similarity(a, b, dim=-1)
+
+
+@cache
+def directions(count: int, width: int) -> torch.Tensor:
+    """(count, width) float64: orthogonal unit vectors, the first rows of the discrete cosine transform.
+
+    Fixed numbers that everybody knows, in place of what other patients would say. `count` is at most `width`.
+    """
+    place = (torch.arange(width, dtype=torch.float64) + 0.5) * math.pi / width
+    waves = torch.cos(torch.arange(count, dtype=torch.float64)[:, None] * place)
+    unit: torch.Tensor = waves / torch.linalg.vector_norm(waves, dim=1, keepdim=True)
+    return unit
+
+
+def against_bank(a: torch.Tensor, b: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Alignment with fixed negatives: -log( d(a, b) / (d(a, b) + sum over n d(a, n)) ), d = exp(cosine / temperature).
+
+    The per-sample form of `alignment`: n are `directions`, in both senses, and no other patient. (..., D) twice -> (...).
+    """
+    a, b = normalize(a, dim=-1), normalize(b, dim=-1)
+    # the first of the directions belongs to the prototypes
+    along = a @ directions(min(BANK + 1, a.shape[-1]), a.shape[-1])[1:].to(a).T
+    scores = torch.cat([(a * b).sum(-1, keepdim=True), along, -along], dim=-1) / temperature
+    return -log_softmax(scores, dim=-1)[..., 0]
+
+
+def near_prototype(a: torch.Tensor, label: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Cross-entropy of the outcome by nearness to one fixed public vector per class, p and -p: (B, D), (B,) -> (B,).
+
+    The per-sample form of matching similarity distributions: patients with the same outcome are drawn to the same place.
+    """
+    prototype = directions(1, a.shape[-1])[0].to(a)
+    return binary_cross_entropy_with_logits(
+        2 * (normalize(a, dim=-1) @ prototype) / temperature, label, reduction="none"
+    )
 
 
 def masked_tokens(logits: torch.Tensor, target: torch.Tensor, patient: torch.Tensor, who: torch.Tensor) -> PerSample:

@@ -112,11 +112,27 @@ class Plan:
         width = len(self.columns)
         scaled = table.scaling != "none"
         said = zip(self.extras, found.count[width:].tolist(), found.mean[width:].tolist(), strict=True)
+        numbers = found.columns(slice(0, width)).constants(scaled=scaled, ranges=clinical.bounds(table))
         told = Told(
-            found.columns(slice(0, width)).constants(scaled=scaled, ranges=clinical.bounds(table)),
+            self._published(numbers, scaled=scaled),
             {name: (count, mean) for name, count, mean in said},
         )
         return exchange.constants_of(self.outline, self.constants, told)[None].astype(self.number)
+
+    def _published(self, numbers: NDArray[np.float64], *, scaled: bool) -> NDArray[np.float64]:
+        """(3, D) as a private study has it: columns of yes and no as they are, others by what is published of them.
+
+        Of a level that few have, half and half would be a bad guess: nearly all patients would lie far from the middle, all
+        in the same direction, and their gradients would be clipped for it.
+        """
+        privacy = self.federation.privacy
+        if privacy is None or not scaled:
+            return numbers
+        low, high = clinical.bounds(self.federation.modalities.table)
+        numbers[1:, (low == 0) & (high == 1)] = [[0.0], [1.0]]
+        for name, known in privacy.public.items():
+            numbers[:, self.columns.index(name)] = known.mean, known.mean, 1 / known.sd
+        return numbers
 
     @cached_property
     def schema(self) -> str:

@@ -78,6 +78,13 @@ def test_positives_weigh_by_the_slices_of_all_hospitals() -> None:
     assert layer.made_of(told(*members, names=layer.needs))["positive"] == pytest.approx([1, 7 / 3, 1, 1, 1])
 
 
+def test_positives_that_are_known_beforehand_ask_for_no_counts() -> None:
+    layer = Balance(6.0, [1, 2, 3, 4, 9])
+    assert list(layer.needs) == []
+    assert layer.made_of(Told(np.zeros((3, 0)), {}))["positive"].tolist() == [1, 2, 3, 4, 9]
+    assert layer.weight().tolist() == [1, 2, 3, 4, 6]
+
+
 def test_counts_of_few_patients_go_together() -> None:
     names = [f"{what}{kind}" for kind in ("intraparenchymal", "epidural") for what in (WITH, WITHOUT)] + [f"{MEAN}0"]
     values = np.array([[n % 2 * 3, 20.0, 4.0 if n < 9 else 0.0, 20.0, 0.5] for n in range(30)])

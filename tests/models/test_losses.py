@@ -8,6 +8,7 @@ import pytest
 import torch
 from monai.losses.contrastive import ContrastiveLoss
 from numpy.typing import NDArray
+from scipy.fft import dct
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ich_models.batch import Batch, Output
@@ -16,16 +17,20 @@ from ich_models.losses import (
     Objective,
     PerSample,
     Term,
+    against_bank,
     alignment,
     apart,
     asymmetric,
     coupled,
+    directions,
     masked_patches,
     masked_tokens,
+    near_prototype,
     nt_xent,
     outcome,
     over_elements,
     similarity_distribution,
+    summed,
 )
 
 Array = NDArray[np.float64]
@@ -284,3 +289,56 @@ def test_per_sample_terms_do_not_look_at_others(value: Any) -> None:
     output, batch = Output(vectors(5, 1, 0)[:, 0]), Batch(None, torch.tensor([0.0, 1, 0, 1, 1], dtype=torch.float64))
     alone = [value(Output(output.logits[i : i + 1]), batch.take(torch.tensor([i]))).values.item() for i in range(5)]
     assert value(output, batch).values.tolist() == pytest.approx(alone)
+
+
+# --- per-sample forms of what compares patients -----------------------------------------------------------------------
+
+
+def test_directions_are_orthogonal_unit_vectors() -> None:
+    """SciPy's cosine transform has the same."""
+    found = directions(7, 12)
+    assert torch.allclose(found @ found.T, torch.eye(7, dtype=torch.float64), atol=1e-12)
+    assert np.allclose(found.numpy(), dct(np.eye(12), axis=0, norm="ortho")[:7])
+
+
+@pytest.mark.parametrize("width", [3, 40])
+def test_against_the_bank_is_alignment_with_its_directions(width: int) -> None:
+    """Patient by patient, by the formula in plain NumPy; a bank of 32, or of what the width allows."""
+    a, b = vectors(5, width, 0), vectors(5, width, 1)
+    bank = directions(min(33, width), width)[1:].numpy()
+    found = against_bank(3 * a, b, 0.2)
+    for i, (one, other) in enumerate(zip(unit(a.numpy()), unit(b.numpy()), strict=True)):
+        positive = math.exp(one @ other / 0.2)
+        negatives = sum(math.exp(sense * (one @ n) / 0.2) for n in bank for sense in (1, -1))
+        assert found[i].item() == pytest.approx(-math.log(positive / (positive + negatives)))
+    assert torch.equal(
+        against_bank(a[:, None].expand(5, 2, width), b[:, None].expand(5, 2, width), 0.2)[:, 1], against_bank(a, b, 0.2)
+    )
+
+
+def test_near_the_prototype_by_hand() -> None:
+    """Of two dimensions the prototype is (1, 1) / sqrt 2; on it the odds are e^(2 / 0.5), beside it 1."""
+    a = torch.tensor([[5.0, 5.0], [5.0, 5.0], [-1.0, -1.0], [1.0, -1.0]], dtype=torch.float64)
+    label = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    right, wrong = math.log(1 + math.exp(-4)), math.log(1 + math.exp(4))
+    assert near_prototype(a, label, 0.5).tolist() == pytest.approx([right, wrong, right, math.log(2)])
+
+
+def test_per_sample_forms_do_not_look_at_others() -> None:
+    a, b = vectors(5, 8, 0), vectors(5, 8, 1)
+    label = torch.tensor([0.0, 1, 0, 1, 1], dtype=torch.float64)
+    forms = [
+        lambda rows: against_bank(a[rows], b[rows], 0.1),
+        lambda rows: near_prototype(a[rows], label[rows], 0.1),
+        lambda rows: apart(a[rows], b[rows]),
+    ]
+    for form in forms:
+        assert form(slice(None)).tolist() == pytest.approx([form(slice(i, i + 1)).item() for i in range(5)])
+
+
+def test_summed_counts_what_concerns_a_patient() -> None:
+    values = torch.tensor([1.0, 2.0, torch.nan]), torch.tensor([10.0, 20.0, torch.nan])
+    who = torch.tensor([True, False, False]), torch.tensor([True, True, False])
+    found = summed(zip(values, who, strict=True))
+    assert found.values.tolist() == [11.0, 20.0, 0.0]
+    assert found.mean().item() == 15.5

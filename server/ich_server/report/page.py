@@ -11,7 +11,7 @@ from ich_models.files import write_atomic
 from ich_models.metrics import METRICS, MIN_PER_CLASS, TYPE_METRICS
 from ich_server.report import checklists, evaluation, facts, flow, plots, table_one, traffic
 from ich_server.report.parts import Cell, Picture, Row, Table
-from ich_server.results import LEVELS, Arm, Figures, Group, Level, Results, macro
+from ich_server.results import LEVELS, Arm, Figures, Group, Level, PrivacyPromise, Results, macro
 from ich_server.summary import (
     FEW,
     FEW_HOSPITALS,
@@ -125,6 +125,7 @@ def _run(results: Results) -> dict[str, Any]:
         "tables_one": table_one.tables(results),
         "traffic": traffic.table(results),
         "privacy": facts.privacy(results),
+        "promise": _promise(results),
         "limits": facts.limits(results),
         "software": facts.software(results),
         "checklists": checklists.tables(results),
@@ -500,6 +501,57 @@ def _arm_metrics(results: Results) -> Table | None:
         found = [spread(list(values(results.arms[name], each).values())) for name in names]
         rows.append(Row(LABELS[each], tuple(Cell(number(each, one.median if one else None)) for one in found)))
     return Table("Median over hospitals of every metric", ("Metric", *map(arm_label, names)), tuple(rows))
+
+
+@dataclass(frozen=True)
+class Protection:
+    """What a private study promised: sentences, what each hospital's patients may have borne, and what it rests on."""
+
+    sentences: tuple[str, ...]
+    hospitals: Table
+    assumptions: tuple[str, ...]
+
+
+def _promise(results: Results) -> Protection | None:
+    promise = results.privacy
+    if promise is None:
+        return None
+    what = "the whole study" if promise.per == "study" else "each model of each seed"
+    rows = tuple(Row(name, (Cell(f"{epsilon:.2f}"),)) for name, epsilon in promise.hospitals.items())
+    return Protection(
+        (
+            f"Promised of each patient: epsilon {promise.epsilon:g} with delta {promise.delta:g} for {what}.",
+            f"Planned for {promise.steps:,} steps on a hospital's patients ({promise.models} models of each seed): noise of"
+            f" {promise.noise:g} times the clip of {promise.clip:g} in each, a patient in a step with chance"
+            f" {promise.rate:g}. One model of one seed alone: epsilon {promise.epsilon_model:.2f}.",
+            *_cost_of_privacy(results),
+            *_audited(promise),
+        ),
+        Table("Privacy by hospital", ("Hospital", "Epsilon of the study, at the most"), rows),
+        tuple(promise.assumptions),
+    )
+
+
+def _cost_of_privacy(results: Results) -> Iterator[str]:
+    """The headline arm beside the same study without privacy, on the same patients."""
+    main, twin = main_arm(results), results.arms.get("without_privacy")
+    mine = results.arms[main].pooled if main else None
+    other = twin.pooled if twin else None
+    if mine is None or other is None or mine.auroc.value is None or other.auroc.value is None:
+        return
+    yield (
+        f"AUROC of all test patients together: {number('auroc', mine.auroc.value)} with privacy,"
+        f" {number('auroc', other.auroc.value)} without."
+    )
+
+
+def _audited(promise: PrivacyPromise) -> Iterator[str]:
+    audit = promise.audit
+    if audit is not None:
+        yield (
+            f"Audit: {audit.right} of {audit.guesses} guesses about {audit.canaries} planted patients were right in a run"
+            f" with epsilon {audit.promised:.2f}; that shows epsilon {audit.epsilon:.2f} or more (95 % confidence)."
+        )
 
 
 def _quarantined(results: Results) -> Table | None:

@@ -104,21 +104,23 @@ class StandardiseImage(Constants):
 
 
 class Balance(Constants):
-    """Weights of positives by type, negatives / positives of all training hospitals together, (5,)."""
+    """Weights of positives by type, (5,): negatives / positives of all training hospitals together, or `known` ones."""
 
     positive: torch.Tensor
 
-    def __init__(self, cap: float | None) -> None:
+    def __init__(self, cap: float | None, known: Sequence[float] | None = None) -> None:
         super().__init__()
-        self.cap = cap
-        self.register_buffer("positive", torch.ones(len(HAEMORRHAGES)))
+        self.cap, self.known = cap, known
+        self.register_buffer("positive", torch.tensor(known) if known else torch.ones(len(HAEMORRHAGES)))
 
     @property
     def needs(self) -> Sequence[str]:
-        return [f"{what}{kind}" for kind in HAEMORRHAGES for what in (WITH, WITHOUT)]
+        return [] if self.known else [f"{what}{kind}" for kind in HAEMORRHAGES for what in (WITH, WITHOUT)]
 
     def made_of(self, told: Told) -> Mapping[str, Floats]:
         """A type that nobody has, or that nobody tells of, has weight 1."""
+        if self.known:
+            return {"positive": np.array(self.known)}
         sums = {name: patients * mean for name, (patients, mean) in told.extras.items()}
         pairs = [(sums[f"{WITH}{kind}"], sums[f"{WITHOUT}{kind}"]) for kind in HAEMORRHAGES]
         return {"positive": np.array([no / yes if yes and no else 1.0 for yes, no in pairs])}

@@ -30,7 +30,7 @@ class DlmiNetwork(StagedNetwork):
         self.output = nn.ModuleDict(
             {name: nn.Linear(encoder.width, len(TYPES)) for name, encoder in options.members.items()}
         )
-        self.balance = Balance(options.weight_cap)
+        self.balance = Balance(options.weight_cap, options.positives)
         self.stages = {
             "train": StageRule(
                 [Term(f"bce_{name}", partial(self._member, name=name), per_sample=True) for name in options.members]

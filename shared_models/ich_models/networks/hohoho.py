@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ich_models.batch import Batch, Output
-from ich_models.losses import PerSample, Term, asymmetric, nt_xent, over_elements
+from ich_models.losses import PerSample, Term, against_bank, apart, asymmetric, nt_xent, over_elements
 from ich_models.networks.encoders import ImageEncoder
 from ich_models.networks.options import Hohoho
 from ich_models.networks.slices import TYPES, all_slices, labelled, slice_features, sliced_bce, there, turned
@@ -60,7 +60,7 @@ class HohohoNetwork(StagedNetwork):
         slices = Term(name, self._asymmetric if name == "asymmetric" else sliced_bce, per_sample=True)
         last_stage = ("image", "sequence", "sequence_output") if options.end_to_end else ("sequence", "sequence_output")
         self.stages = {
-            "pretrain": StageRule([Term("contrast", self._contrast, per_sample=False)], ("image", "project")),
+            "pretrain": StageRule([self._contrasting()], ("image", "project")),
             "encoder": StageRule([slices], ("image", "output")),
             "sequence": StageRule([Term("bce", sliced_bce, per_sample=True)], last_stage),
         }
@@ -98,11 +98,32 @@ class HohohoNetwork(StagedNetwork):
         )
         return over_elements(values, known)
 
+    def _contrasting(self) -> Term:
+        match self.options.losses.negatives:
+            case "batch":
+                return Term("contrast", self._contrast, per_sample=False)
+            case "bank":
+                return Term("bank", self._bank, per_sample=True)
+            case "none":
+                return Term("cosine", self._cosine, per_sample=True)
+
     def _contrast(self, output: Output, batch: Batch) -> torch.Tensor:
         """Every slice of the batch is an item; the other slices, also the patient's own, are its negatives."""
         found = output.embeddings
         one, other, real = found["one"].flatten(0, 1), found["other"].flatten(0, 1), found["real"].flatten()
         return nt_xent(one, other, real, self.options.losses.temperature)
+
+    def _bank(self, output: Output, batch: Batch) -> PerSample:
+        """A slice's two views set apart from fixed directions; mean over a patient's slices."""
+        found, temperature = output.embeddings, self.options.losses.temperature
+        one, other = found["one"], found["other"]
+        values = (against_bank(one, other, temperature) + against_bank(other, one, temperature)) / 2
+        return over_elements(values[..., None], found["real"])
+
+    def _cosine(self, output: Output, batch: Batch) -> PerSample:
+        """1 - cosine of a slice's two views; mean over a patient's slices."""
+        found = output.embeddings
+        return over_elements(apart(found["one"], found["other"])[..., None], found["real"])
 
 
 def hohoho(options: Hohoho) -> HohohoNetwork:

@@ -1,5 +1,6 @@
 """ICHPro (arXiv 2402.11307): outcome after intracerebral haemorrhage from CT and clinical text."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -8,7 +9,18 @@ from torch import nn
 from torch.nn.functional import dropout, gelu
 
 from ich_models.batch import Batch, Modality, Output
-from ich_models.losses import PerSample, Term, alignment, masked_tokens, outcome, similarity_distribution
+from ich_models.losses import (
+    PerSample,
+    Term,
+    against_bank,
+    alignment,
+    apart,
+    masked_tokens,
+    near_prototype,
+    outcome,
+    similarity_distribution,
+    summed,
+)
 from ich_models.networks.constants import StandardiseImage
 from ich_models.networks.encoders import ImageEncoder, TextEncoder, densenet
 from ich_models.networks.fusion import Fusion, Halve, ImageMaps, TextMaps
@@ -65,7 +77,7 @@ class IchProNetwork(StagedNetwork):
         self.tail.class_layers[-1] = nn.Identity()
         self.output = nn.Linear(options.tail.width, 2)
         losses = options.losses
-        if losses.imima or (losses.sdm and len(widths) == 2):
+        if losses.imima or losses.prototypes or (losses.sdm and len(widths) == 2):
             self.align = nn.ModuleDict({name: nn.Linear(width, options.projection) for name, width in widths.items()})
         if losses.mlm and "text" in self.modalities:
             self.language = LanguageHead(options.text.width, options.text.vocabulary)
@@ -138,16 +150,36 @@ class IchProNetwork(StagedNetwork):
 
     # --- losses
 
-    def _imima(self, output: Output, batch: Batch) -> torch.Tensor:
-        """t2t + v2v + t2v + v2t; without one of the modalities, what is left."""
-        found, who, temperature = output.embeddings, output.present, self.options.losses.temperature
-        total = output.logits.new_zeros(())
+    def _pairs(self, output: Output) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """What imima brings together, and for whom: v2v and t2t, t2v and v2t; without one of the modalities, what is left."""
+        found, who = output.embeddings, output.present
         for name, mask in who.items():
-            total = total + alignment(found[f"{name}_aligned"], found[f"{name}_again"], mask, temperature)
+            yield found[f"{name}_aligned"], found[f"{name}_again"], mask
         if len(who) == 2:
             image, text, both = found["image_aligned"], found["text_aligned"], who["image"] & who["text"]
-            total = total + alignment(text, image, both, temperature) + alignment(image, text, both, temperature)
+            yield text, image, both
+            yield image, text, both
+
+    def _imima(self, output: Output, batch: Batch) -> torch.Tensor:
+        """Contrast with the other patients of the batch."""
+        total = output.logits.new_zeros(())
+        for one, other, who in self._pairs(output):
+            total = total + alignment(one, other, who, self.options.losses.temperature)
         return total
+
+    def _alone(
+        self, output: Output, batch: Batch, *, distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    ) -> PerSample:
+        """The same pairs without other patients."""
+        return summed((distance(one, other), who) for one, other, who in self._pairs(output))
+
+    def _prototypes(self, output: Output, batch: Batch) -> PerSample:
+        """Image and text near the vector of the patient's outcome."""
+        found, temperature = output.embeddings, self.options.losses.temperature
+        return summed(
+            (near_prototype(found[f"{name}_aligned"], batch.label, temperature), who)
+            for name, who in output.present.items()
+        )
 
     def _sdm(self, output: Output, batch: Batch) -> torch.Tensor:
         """Between image and text."""
@@ -178,8 +210,15 @@ class IchProNetwork(StagedNetwork):
         losses = self.options.losses
         classify = Term("outcome", outcome, per_sample=True, weight=losses.outcome)
         terms: list[Term] = []
-        if losses.imima:
+        if losses.imima and losses.negatives == "batch":
             terms.append(Term("imima", self._imima, per_sample=False, weight=losses.imima))
+        elif losses.imima and losses.negatives == "bank":
+            bank = partial(self._alone, distance=partial(against_bank, temperature=losses.temperature))
+            terms.append(Term("bank", bank, per_sample=True, weight=losses.imima))
+        elif losses.imima:
+            terms.append(Term("cosine", partial(self._alone, distance=apart), per_sample=True, weight=losses.imima))
+        if losses.prototypes:
+            terms.append(Term("prototypes", self._prototypes, per_sample=True, weight=losses.prototypes))
         if losses.sdm and len(self.modalities) == 2:
             terms.append(Term("sdm", self._sdm, per_sample=False, weight=losses.sdm))
         if hasattr(self, "language"):

@@ -21,6 +21,10 @@ def _once(names: list[str]) -> list[str]:
 
 
 Once = AfterValidator(_once)
+
+Negatives = Literal["batch", "bank", "none"]
+"""What contrast sets a patient apart from: the others of the batch, a bank of fixed public directions, or nothing (1 - cosine
+alone). Differential privacy by patient takes the last two, which look at one patient alone."""
 Four = tuple[Size, Size, Size, Size]
 
 
@@ -237,10 +241,14 @@ class IchProLosses(Strict):
     """Cross-entropy on the outcome."""
     imima: Weight = 1.0
     """Contrast within and between modalities."""
+    negatives: Negatives = "batch"
+    """Of imima."""
     sdm: Weight = 0.84
+    prototypes: Weight = 0.0
+    """Nearness of image and text to a fixed public vector for each outcome: sdm without other patients."""
     mlm: Weight = 0.45
     temperature: PositiveFloat = 0.07
-    """Of imima."""
+    """Of imima and prototypes."""
     view_dropout: Share = 0.1
     """What makes the second view of a patient, for contrast within a modality."""
     sdm_temperature: PositiveFloat = 0.02
@@ -340,8 +348,12 @@ class VdafmLosses(Strict):
 
     semantic: Weight = 0.02
     contrast: Weight = 0.2
+    negatives: Negatives = "batch"
+    """Of contrast."""
     decay: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Factor of `contrast` per epoch."""
+    prototypes: Weight = 0.0
+    """Nearness of image and text to a fixed public vector for each outcome."""
     temperature: PositiveFloat = 0.07
 
 
@@ -448,6 +460,8 @@ class HohohoLosses(Strict):
     """Focusing exponent of negatives."""
     margin: Share = 0.05
     """Probability below which a negative counts for nothing."""
+    negatives: Negatives = "batch"
+    """Of the pre-training's contrast; `batch`: every other slice of it, also the patient's own."""
     temperature: PositiveFloat = 0.5
     """Of the pre-training's contrast."""
 
@@ -494,6 +508,8 @@ class Dlmi(Sized):
     }
     channels: Size = 3
     """The three windows."""
+    positives: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Weights of a positive slice by type, known beforehand; without them, by the training hospitals' counts of slices."""
     weight_cap: PositiveFloat | None = None
     """Largest weight of a positive slice."""
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from ich_models.batch import Batch, Modality, Output
-from ich_models.losses import PerSample, Term, alignment, apart, outcome
+from ich_models.losses import PerSample, Term, against_bank, alignment, apart, near_prototype, outcome, summed
 from ich_models.networks.constants import Standardise
 from ich_models.networks.encoders import ImageEncoder, TextEncoder
 from ich_models.networks.fusion import Perceiver, perceptron
-from ich_models.networks.options import Vdafm
+from ich_models.networks.options import Vdafm, VdafmLosses
 from ich_models.networks.staged import StagedNetwork, StageRule, encoded, only
 
 
@@ -46,8 +46,10 @@ class VdafmNetwork(StagedNetwork):
         if self.conditioned and losses.semantic:
             terms.append(Term("semantic", self._semantic, per_sample=True, weight=losses.semantic))
         if self.conditioned and losses.contrast:
-            contrast = partial(self._contrast, temperature=losses.temperature)
-            terms.append(Term("contrast", contrast, per_sample=False, weight=losses.contrast, decay=losses.decay))
+            terms.append(self._contrasting(losses))
+        if losses.prototypes and {"image", "text"} & set(self.modalities):
+            near = partial(self._prototypes, temperature=losses.temperature)
+            terms.append(Term("prototypes", near, per_sample=True, weight=losses.prototypes))
         self.stages = {"train": StageRule(terms)}
         self.enter("train")
 
@@ -80,10 +82,39 @@ class VdafmNetwork(StagedNetwork):
         values = apart(found["image_fused"], found["image"]) + apart(found["text_as_image"], found["text"])
         return PerSample(values, _both(output))
 
+    def _contrasting(self, losses: VdafmLosses) -> Term:
+        if losses.negatives == "batch":
+            contrast = partial(self._contrast, temperature=losses.temperature)
+            return Term("contrast", contrast, per_sample=False, weight=losses.contrast, decay=losses.decay)
+        if losses.negatives == "bank":
+            bank = partial(self._bank, temperature=losses.temperature)
+            return Term("bank", bank, per_sample=True, weight=losses.contrast, decay=losses.decay)
+        return Term("cosine", self._cosine, per_sample=True, weight=losses.contrast, decay=losses.decay)
+
     def _contrast(self, output: Output, batch: Batch, *, temperature: float) -> torch.Tensor:
         """Half the sum of InfoNCE on cos(v', t') in both directions."""
         image, text, both = output.embeddings["image"], output.embeddings["text"], _both(output)
         return (alignment(image, text, both, temperature) + alignment(text, image, both, temperature)) / 2
+
+    def _bank(self, output: Output, batch: Batch, *, temperature: float) -> PerSample:
+        """The same with fixed negatives."""
+        image, text = output.embeddings["image"], output.embeddings["text"]
+        return PerSample(
+            (against_bank(image, text, temperature) + against_bank(text, image, temperature)) / 2, _both(output)
+        )
+
+    def _cosine(self, output: Output, batch: Batch) -> PerSample:
+        """The same without negatives: 1 - cos(v', t')."""
+        return PerSample(apart(output.embeddings["image"], output.embeddings["text"]), _both(output))
+
+    def _prototypes(self, output: Output, batch: Batch, *, temperature: float) -> PerSample:
+        """v' and t' near the vector of the patient's outcome."""
+        found, who = output.embeddings, output.present
+        return summed(
+            (near_prototype(found[name], batch.label, temperature), who[name])
+            for name in ("image", "text")
+            if name in who
+        )
 
 
 def vdafm(options: Vdafm, columns: int) -> VdafmNetwork:
