@@ -109,7 +109,7 @@ def apart(one: Tensors, other: Tensors) -> float:
     return norm([one[name] - other[name] for name in one])
 
 
-@pytest.mark.parametrize("case", CASES.keys() - DRAWING)
+@pytest.mark.parametrize("case", sorted(CASES.keys() - DRAWING))
 def test_gradients_of_patients_are_those_of_batches_of_one(case: str) -> None:
     """Opacus' micro-batch oracle: backward on one patient alone; and, since losses are means, on all of them together."""
     dtype = torch.float64
