@@ -23,12 +23,16 @@ def each(function: Callable[[T], R], tasks: Iterable[T], processes: int) -> Iter
     pool, running = _pool(processes), dict[Future[R], T]()
     try:
         while True:
+            suspects: list[T] = []
             while len(running) < processes + 1 and (task := next(waiting, None)) is not None:
-                running[_submit(pool, function, task)] = task
-            if not running:
+                try:
+                    running[_submit(pool, function, task)] = task
+                except BrokenProcessPool:  # one died just now; what was handed over before says so, too
+                    suspects.append(task)
+                    break
+            if not running and not suspects:
                 return
             done, _ = wait(running, return_when=FIRST_COMPLETED)
-            suspects = []
             for future in done:
                 task = running.pop(future)
                 if isinstance(future.exception(), BrokenProcessPool):

@@ -31,7 +31,7 @@ def evaluate(found: Floats, limits: Floats, threshold: float) -> Evaluation:
     Noise makes counts that are negative, and they stay so: cut off at 0 they would add up to more patients than there are.
     What comes out is brought within its range.
 
-    Patients of one bin count as equal: in AUROC and AUPRC as ties, in the Brier score at the middle of the bin. The two
+    Patients of one bin count as equal: in AUROC and AUPRC as ties, elsewhere at the middle of the bin. The two
     metrics of calibration need the probabilities themselves and are not given.
     """
     without, having = found
@@ -52,8 +52,15 @@ def evaluate(found: Floats, limits: Floats, threshold: float) -> Evaluation:
         "recall": _share(tp, tp + fn),
         "precision": _share(tp, tp + fp),
         "specificity": _share(tn, tn + fp),
+        "f2": _share(5 * tp, 5 * tp + 4 * fn + fp),
+        "npv": _share(tn, tn + fn),
+        "prevalence": _share(tp + fn, whole),
     }
     if 0 < events < n:
+        expected = float(((having + without) * middle).sum())
+        values["observed_expected"] = (tp + fn) / expected if expected > 0 and tp + fn > 0 else None
+        brier, prevalence = values["brier"], values["prevalence"] or 0.0
+        values["scaled_brier"] = 1 - brier / (prevalence * (1 - prevalence)) if brier and 0 < prevalence < 1 else None
         below = np.cumsum(without) - without
         values["auroc"] = _share(float((having * (below + without / 2)).sum()), float(having.sum() * without.sum()))
         above, seen = np.cumsum(having[::-1]), np.cumsum((having + without)[::-1])
