@@ -113,6 +113,10 @@ def explain(
     folder: HomeOption = HERE,
     model: ModelOption = None,
     data: DataOption = None,
+    method: Annotated[
+        explanation.Method | None,
+        typer.Option(help="how maps are made; by default as suits the network", case_sensitive=False),
+    ] = None,
 ) -> None:
     """Show what the model looked at in one patient's image: pictures of slices, and NIfTI maps of volumes.
 
@@ -126,7 +130,7 @@ def explain(
         given = asked.load(ask)
         if given.images is not None and overlay.forget_half(given.images):
             given = asked.load(ask)
-    looks = explanation.explain(asked.model, given, patient)
+    looks = explanation.explain(asked.model, given, patient, method)
     spec = asked.model.plan.federation.modalities.image
     assert spec is not None, "a study with images"
     assert given.images is not None, "a study with images"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Final
 
 import numpy as np
@@ -15,8 +16,8 @@ from ich_client.work import load_stack
 from ich_models import report_text, tokens
 from ich_models.batch import Batch
 from ich_models.clinical import Value
-from ich_models.errors import DataError
-from ich_models.explain import Score, grad_cam, image_layers, of_type, positive, score_cam
+from ich_models.errors import ConfigurationError, DataError
+from ich_models.explain import Score, grad_cam, image_layers, of_type, positive, saliency, score_cam
 from ich_models.networks.options import Hohoho, IchPro
 from ich_models.networks.slices import TYPES
 from ich_models.variables import Variable
@@ -26,6 +27,18 @@ LARGEST: Final = 64
 """Feature maps of Score-CAM, those of the largest mean: each takes a pass through the network."""
 MOST_SLICES: Final = 3
 """Slices of each type that are explained: those with the highest probability."""
+
+SEVERAL: Final = ("hohoho", "dlmi", "mednvc")
+"""Networks that look at several images of a patient."""
+
+
+class Method(StrEnum):
+    """How a map is made."""
+
+    GRAD_CAM = "Grad-CAM"
+    SCORE_CAM = "Score-CAM"
+    SALIENCY = "saliency"
+
 
 Words = Mapping[str, Value]
 """A patient's variables, as the template says them."""
@@ -40,7 +53,7 @@ class Look:
     """
 
     name: str
-    method: str
+    method: Method
     probability: float
     values: NDArray[np.float32]
     shown: tuple[int, ...] = ()
@@ -52,8 +65,12 @@ class Look:
         return not self.values.any()
 
 
-def explain(model: Model, given: Newcomers, patient: str) -> list[Look]:
-    """The maps of one patient. Raises DataError for one who cannot be predicted, or has no image."""
+def explain(model: Model, given: Newcomers, patient: str, method: Method | None = None) -> list[Look]:
+    """The maps of one patient, by the network's own method unless another is named.
+
+    Raises DataError for a patient who cannot be predicted or has no image, and ConfigurationError for Score-CAM of a network
+    that looks at several images of a patient.
+    """
     for name, reason in given.refused:
         if name == patient:
             raise DataError(f"patient '{patient}' cannot be predicted: {reason}", hint="there is nothing to explain")
@@ -63,18 +80,20 @@ def explain(model: Model, given: Newcomers, patient: str) -> list[Look]:
         raise DataError(f"patient '{patient}' has no usable image", hint=hint)
     if "image" not in model.plan.federation.network.uses:
         raise DataError("this model looks at no image", hint="only an image can be explained by a map")
+    options = model.plan.federation.network
+    if method == Method.SCORE_CAM and options.name in SEVERAL:
+        message = f"Score-CAM is of one image, and network '{options.name}' looks at several of a patient"
+        raise ConfigurationError(message, hint="leave --method out, or choose Grad-CAM or saliency")
     torch.set_num_threads(given.threads)
     network = load_stack(model.plan, model.rows).network
     alone = given.patients.take(np.array([place])).batch(model.plan.dtype)
     batch = _without_padding(alone.to(model.plan.dtype, torch.device("cpu")))
-    options = model.plan.federation.network
     if options.name in ("hohoho", "dlmi"):
-        return _of_slices(network, batch, together=isinstance(options, Hohoho))
+        return _of_slices(network, batch, method or Method.GRAD_CAM, together=isinstance(options, Hohoho))
+    chosen = method or (Method.SCORE_CAM if isinstance(options, IchPro) else Method.GRAD_CAM)
     if isinstance(options, IchPro) and "text" in options.uses and given.source is not None:
-        return _of_texts(model, network, batch, given, place)
-    if isinstance(options, IchPro):
-        return [_of_volume(model, network, batch, "Score-CAM")]
-    return [_of_volume(model, network, batch, "Grad-CAM")]
+        return _of_texts(model, network, batch, given, place, chosen)
+    return [_of_volume(model, network, batch, chosen)]
 
 
 def _without_padding(batch: Batch) -> Batch:
@@ -91,11 +110,16 @@ def _logits(network: nn.Module, batch: Batch) -> torch.Tensor:
     return found.double()
 
 
-def _map(network: nn.Module, batch: Batch, method: str, score: Score) -> NDArray[np.float32]:
-    """Of one patient; of a network with several image encoders the mean of their maps."""
+def _map(
+    network: nn.Module, batch: Batch, method: Method, score: Score, *, several: bool = False
+) -> NDArray[np.float32]:
+    """Of one patient, who may have several images; of a network with several image encoders the mean of their maps."""
+    if method == Method.SALIENCY:
+        gradient: NDArray[np.float32] = saliency(network, batch, score, channels=2 if several else 1)[0].float().numpy()
+        return gradient / (gradient.max() or 1)
     maps = [
         score_cam(network, batch, layer, score, largest=LARGEST)
-        if method == "Score-CAM"
+        if method == Method.SCORE_CAM
         else grad_cam(network, batch, layer, score)
         for layer in image_layers(network)
     ]
@@ -103,15 +127,15 @@ def _map(network: nn.Module, batch: Batch, method: str, score: Score) -> NDArray
     return mean
 
 
-def _of_volume(model: Model, network: nn.Module, batch: Batch, method: str) -> Look:
+def _of_volume(model: Model, network: nn.Module, batch: Batch, method: Method) -> Look:
     """What speaks for the positive outcome, in a volume or in each view."""
-    values = _map(network, batch, method, positive)
+    values = _map(network, batch, method, positive, several=model.plan.federation.network.name in SEVERAL)
     views = tuple(range(len(values))) if batch.image is not None and batch.image.ndim == 5 and values.ndim == 3 else ()
     shown = views if model.plan.federation.network.name == "mednvc" else ()
     return Look(title(model), method, float(_logits(network, batch).sigmoid()[0]), values, shown)
 
 
-def _of_slices(network: nn.Module, batch: Batch, *, together: bool) -> list[Look]:
+def _of_slices(network: nn.Module, batch: Batch, method: Method, *, together: bool) -> list[Look]:
     """Each type on the slices where it is likeliest. `together`: the network reads the slices as a sequence."""
     assert batch.image is not None, "an image is there"
     probabilities = _logits(network, batch).sigmoid()[0]
@@ -119,17 +143,19 @@ def _of_slices(network: nn.Module, batch: Batch, *, together: bool) -> list[Look
     for index, name in enumerate(TYPES):
         shown = probabilities[:, index].argsort(descending=True)[:MOST_SLICES].sort().values
         seen = batch if together else replace(batch, image=batch.image[:, shown])  # what is not shown costs memory
-        values = _map(network, seen, "Grad-CAM", of_type(index))
+        values = _map(network, seen, method, of_type(index), several=True)
         values = values[shown.numpy()] if together else values
         likeliest = float(probabilities[:, index].max())
-        looks.append(Look(name, "Grad-CAM", likeliest, values, tuple(map(int, shown))))
+        looks.append(Look(name, method, likeliest, values, tuple(map(int, shown))))
     return looks
 
 
 # --- texts that speak for an outcome ----------------------------------------------------------------------------------
 
 
-def _of_texts(model: Model, network: nn.Module, batch: Batch, given: Newcomers, place: int) -> list[Look]:
+def _of_texts(
+    model: Model, network: nn.Module, batch: Batch, given: Newcomers, place: int, method: Method
+) -> list[Look]:
     """The same image and the same question, what speaks for the positive outcome, under texts that speak for either.
 
     A report, or what a language model wrote, cannot be turned by rule: there is one map then, with the text as it is.
@@ -137,14 +163,14 @@ def _of_texts(model: Model, network: nn.Module, batch: Batch, given: Newcomers, 
     assert given.source is not None, "a study with text"
     source = given.source
     if source.spec.source == "report" or source.writer is not None:
-        return [_of_volume(model, network, batch, "Score-CAM")]
+        return [_of_volume(model, network, batch, method)]
     looks = []
     for name, words in opposites(model, network, batch, given, place).items():
         text = report_text.write(words, source.spec, source.table)
         shown = _reading(batch, given, [text])
-        values = _map(network, shown, "Score-CAM", positive)
+        values = _map(network, shown, method, positive)
         chance = float(_logits(network, shown).sigmoid()[0])
-        looks.append(Look(name, "Score-CAM", chance, values, text=text))
+        looks.append(Look(name, method, chance, values, text=text))
     return looks
 
 

@@ -1,6 +1,7 @@
 """Maps of one patient under each kind of network, texts turned to either outcome, and the command's files."""
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ich_client.hospital import HospitalConfig
 from ich_client.images import Ask
 from ich_client.newcomers import Newcomers
 from ich_client.work import load_stack
-from ich_models.errors import DataError
+from ich_models.errors import ConfigurationError, DataError
 from ich_models.explain import grad_cam, of_type, score_cam
 from ich_models.networks.slices import TYPES
 from ich_models.tokens import encode
@@ -74,6 +75,38 @@ def test_each_type_is_explained_where_it_is_likeliest(name: str, scanned: Path) 
         layers = [f"members.{member}.net.layer4" for member in ("resnext", "se_resnet")]
         whole = torch.stack([grad_cam(network, alone, layer, of_type(3)) for layer in layers]).mean(0)[0]
         np.testing.assert_allclose(looks[3].values, whole[list(looks[3].shown)].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["image_only", "dlmi"])
+def test_saliency_is_the_size_of_the_gradient(name: str, scanned: Path) -> None:
+    """Against the gradient taken here by hand, of the volume's logit and of one type on the slices shown."""
+    volume = name == "image_only"
+    files(scanned, image=VOLUME if volume else WINDOWS, network=f"{{name: {name}, size: tiny}}")
+    if not volume:
+        of_slices(scanned, "train")
+    model = finished(scanned)
+    given = given_of(scanned, model, "P1")
+    look = explanation.explain(model, given, "P1", explanation.Method.SALIENCY)[-1]
+    network = load_stack(model.plan, model.rows).network.eval()
+    batch = given.patients.batch(torch.float32).to(torch.float32, torch.device("cpu"))
+    assert batch.image is not None
+    image = batch.image.clone().requires_grad_()
+    logits = network(replace(batch, image=image)).logits
+    (logits[0] if volume else logits[0, list(look.shown), -1].sum()).backward()
+    assert image.grad is not None
+    size = image.grad[0].abs().amax(0 if volume else 1)
+    size = size if volume else size[list(look.shown)]
+    np.testing.assert_allclose(look.values, (size / size.max()).numpy(), atol=1e-4)
+    assert look.method == "saliency"
+
+
+def test_score_cam_is_of_one_image(scanned: Path) -> None:
+    files(scanned, image=WINDOWS, network="{name: dlmi, size: tiny}")
+    of_slices(scanned, "train")
+    model = finished(scanned)
+    given = given_of(scanned, model, "P1")
+    with pytest.raises(ConfigurationError, match="Score-CAM is of one image, and network 'dlmi' looks at several"):
+        explanation.explain(model, given, "P1", explanation.Method.SCORE_CAM)
 
 
 def test_who_has_nothing_to_show_is_told_so(scanned: Path) -> None:
