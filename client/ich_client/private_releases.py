@@ -22,14 +22,17 @@ BINS: Final = 10
 
 
 def statistics(budget: Budget, reply: StatisticsReply) -> StatisticsReply:
-    """The name, what may travel, and how many patients everybody may know of. Each column is told as withheld."""
+    """The name, what may travel, and how many patients everybody may know of. Each column is told as withheld.
+
+    Who was left out, and why, is not told.
+    """
     width = {part: len(sums.count) for part, sums in reply.parts.items()}
     return StatisticsReply(
         hospital=reply.hospital,
         schema_hash=reply.schema_hash,
         patients=budget.stated,
         events=None,
-        excluded=dict.fromkeys(reply.excluded),
+        excluded={},  # a reason by itself says that there was somebody
         parts={
             part: PartStatistics(
                 patients=budget.learning(part),
