@@ -76,3 +76,20 @@ def test_each_folder_is_no_package_and_holds_exactly_one(repository: Path, folde
     assert not (repository / folder / "__init__.py").exists()
     assert [path.parent.name for path in (repository / folder).glob("*/__init__.py")] == [package]
     assert (repository / folder / package / "py.typed").is_file()
+
+
+def test_no_screen_turns_figures_into_pictures(repository: Path) -> None:
+    """rich reads :AB: of a fingerprint as an emoji, with markup off too, unless the console is told not to."""
+    folders = ("client", "server", "deploy", "shared_models", "strategies")
+    calls = [
+        (path, node)
+        for folder in folders
+        for path in (repository / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Console"
+    ]
+    assert calls
+    for path, call in calls:
+        told = {each.arg: each.value for each in call.keywords}
+        assert isinstance(told.get("emoji"), ast.Constant), f"{path}:{call.lineno}"
+        assert told["emoji"].value is False, f"{path}:{call.lineno}"

@@ -137,7 +137,7 @@ def _machine(lines: Sequence[Line]) -> Table:
 
 
 def _show(asked: Asked, found: Sequence[Found], lines: Sequence[Line]) -> None:
-    screen = Console(highlight=False)
+    screen = Console(emoji=False, highlight=False)
     screen.print(_study(asked))
     tables = [_sent(asked)]
     if len(found) > MOST_IN_FULL:

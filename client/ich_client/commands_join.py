@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _say(word: str, text: object) -> None:
-    Console(highlight=False).print(f"{word:<10} {text}", markup=False, soft_wrap=True)
+    Console(emoji=False, highlight=False).print(f"{word:<10} {text}", markup=False, soft_wrap=True)
 
 
 def init(

@@ -188,4 +188,4 @@ def _account(model: Model, said: prediction.Prediction, looks: list[explanation.
 
 
 def _say(word: str, text: object) -> None:
-    Console(highlight=False).print(f"{word:<18} {text}", markup=False, soft_wrap=True)
+    Console(emoji=False, highlight=False).print(f"{word:<18} {text}", markup=False, soft_wrap=True)

@@ -91,7 +91,7 @@ def ledger(
     for word, text in _study(opened, book):
         _say(word, text)
     if book.charges:
-        Console(highlight=False, soft_wrap=True).print(_history(book.charges))
+        Console(emoji=False, highlight=False, soft_wrap=True).print(_history(book.charges))
     _say("verified", f"{book.lines} lines, {known} of them in the audit log; head {book.head}")
 
 
@@ -193,4 +193,4 @@ def audit_privacy(
 
 
 def _say(word: str, text: object) -> None:
-    Console(highlight=False).print(f"{word:<10} {text}", markup=False, soft_wrap=True)
+    Console(emoji=False, highlight=False).print(f"{word:<10} {text}", markup=False, soft_wrap=True)

@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _screen() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    return Console(emoji=False, highlight=False, soft_wrap=True)
 
 
 def _say(word: str, text: object) -> None:

@@ -20,7 +20,7 @@ def watched() -> Iterator[Watch]:
         yield lambda phase, done, total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
+    with Progress(*columns, console=Console(emoji=False, stderr=True, highlight=False), transient=True) as bar:
         tasks: dict[str, TaskID] = {}
 
         def watch(phase: str, done: int, total: int | None) -> None:

@@ -54,7 +54,7 @@ def simulation(
     seeds = _seeds(seed, document.value.training.seeds)
     study = document.value
     patients = sum(len(hospital.patients) for hospital in loaded)
-    screen = Console(highlight=False)
+    screen = Console(emoji=False, highlight=False)
     screen.print(
         f"study      {study.name}: {len(loaded)} hospitals, {patients:,} patients, {study.network.name}", markup=False
     )
@@ -89,7 +89,7 @@ def _progress(rounds: int) -> tuple[Progress, Watch]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True, highlight=False),
+        console=Console(emoji=False, stderr=True, highlight=False),
     )
     task = bar.add_task("rounds", total=rounds, note="")
 

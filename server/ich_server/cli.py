@@ -35,7 +35,7 @@ def check(federation: Annotated[Path, typer.Argument(metavar="FEDERATION.yaml", 
     Every hospital that takes part holds the same hash; layout and comments of the file do not change it.
     """
     study = load_federation(federation).value
-    screen = Console(highlight=False)
+    screen = Console(emoji=False, highlight=False)
     for index, table in enumerate((_study(study), _predictors(study), _models(study))):
         if index:
             screen.print()

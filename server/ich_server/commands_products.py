@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _say(word: str, text: object) -> None:
-    Console(highlight=False, soft_wrap=True).print(f"{word:<10} {text}", markup=False)
+    Console(emoji=False, highlight=False, soft_wrap=True).print(f"{word:<10} {text}", markup=False)
 
 
 def report(
@@ -66,7 +66,7 @@ def report(
         results.write(found, out)
     results.write_csv(found, out)
     write_report(found, out / "report.html")
-    Console(highlight=False).print(summary_table(found))
+    Console(emoji=False, highlight=False).print(summary_table(found))
     for name in ("report.html", "results.csv"):
         _say("written", out / name)
 
@@ -90,7 +90,7 @@ def _compare(runs: list[Path], to: Path | None) -> None:
     folder = to or runs[1] / "compared"
     comparison.write(found, folder)
     write_page(found, folder / "compare.html")
-    screen = Console(highlight=False)
+    screen = Console(emoji=False, highlight=False)
     screen.print(comparison_table(found))
     for name in ("compare.html", "compare.json", "compare.csv"):
         _say("written", folder / name)

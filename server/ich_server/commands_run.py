@@ -50,7 +50,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _say(word: str, text: object) -> None:
-    Console(highlight=False).print(f"{word:<10} {text}", markup=False, soft_wrap=True)
+    Console(emoji=False, highlight=False).print(f"{word:<10} {text}", markup=False, soft_wrap=True)
 
 
 # --- setting up -------------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def run(
 def _run(opened: home.Home, *, resume: bool) -> None:
     federation, folder = opened.federation.value, opened.folder
     certificate, key = pki.server_certificate(opened.pki, opened.settings.host, federation.name)
-    screen = Console(highlight=False)
+    screen = Console(emoji=False, highlight=False)
     with open_link(
         opened.state,
         opened.settings.listens,
@@ -184,7 +184,7 @@ def _progress(rounds: int, done: int, link: Link) -> tuple[Progress, Callable[[R
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True, highlight=False),
+        console=Console(emoji=False, stderr=True, highlight=False),
     )
     task = bar.add_task(
         "rounds", total=rounds, completed=done, note=f"waiting for {', '.join(sorted(link.names.values()))}"
@@ -225,7 +225,7 @@ def show_status(
         found = status.read(state)
         sys.stdout.write(json.dumps(status.as_json(found), indent=2) + "\n")
         return
-    screen = Console(highlight=False)
+    screen = Console(emoji=False, highlight=False)
     if not watch:
         screen.print(_status_table(status.read(state)))
         return

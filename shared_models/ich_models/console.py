@@ -57,7 +57,7 @@ def run(app: typer.Typer) -> None:
 
 def fail(error: IchError) -> NoReturn:
     """Print every problem, each with its place and the way out, and exit with the error's code."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(emoji=False, stderr=True, highlight=False, soft_wrap=True)
     for problem in error.problems:
         console.print(str(problem), markup=False)
     if len(error.problems) > 1:
@@ -68,6 +68,6 @@ def fail(error: IchError) -> NoReturn:
 
 def warn(problems: Iterable[Problem], word: str = "warning") -> None:
     """Print warnings, or what `word` says; the command goes on."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(emoji=False, stderr=True, highlight=False, soft_wrap=True)
     for problem in problems:
         console.print(f"{word}: {problem}", markup=False)

@@ -44,7 +44,7 @@ def demo(
     Writes federation files, hospitals/*.yaml and data/*; with images also truth/*, which no hospital reads. Nobody in the
     data is real. A file that is there already with other content is not replaced: the command stops.
     """
-    screen = Console(highlight=False, soft_wrap=True)
+    screen = Console(emoji=False, highlight=False, soft_wrap=True)
     if kind is Kind.TABLE:
         _tables(folder, seed, screen)
         studies: tuple[str, ...] = ("federation.yaml",)
