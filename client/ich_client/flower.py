@@ -62,7 +62,11 @@ FLWR: Final = "1.41.0"
 """The version whose internals this module knows."""
 
 HEARTBEAT: Final = 15.0
-"""Seconds between signs of life. Who has given none for twice as long is gone for the server, and may connect again."""
+"""Seconds after which the server is promised a sign of life. Who has given none for twice as long is gone for it, and may
+connect again."""
+
+BEAT: Final = 12.0
+"""Seconds between signs of life."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 3.0
 """Seconds between two looks for a task, doubled while there is none."""
@@ -240,6 +244,8 @@ class _Connection:
         )
         self._bundles: dict[int, str] = {}
         self._ended = threading.Event()
+        self._heard = threading.Event()
+        """Set by every heartbeat that the server has answered."""
         self.node = 0
 
     def __enter__(self) -> "_Connection":
@@ -280,6 +286,7 @@ class _Connection:
         """The server's answer, whenever it comes. Raises _DeniedError for a refusal, _StoppedError once `stop` is set."""
         pause = FIRST_RETRY
         while True:
+            self._heard.clear()
             try:
                 return function(request)
             except httpx.TransportError as error:
@@ -296,15 +303,22 @@ class _Connection:
                     log.error(
                         "what answers there has no certificate of this federation's CA: another server, or a proxy"
                     )
-            self._stop.wait(pause)
+            self._rest(pause)
             pause = min(2 * pause, LONGEST_RETRY)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait so long, or until a heartbeat is answered: from then on the server counts on this hospital, and sends tasks."""
+        end = time.monotonic() + seconds
+        while not self._stop.is_set() and not self._heard.is_set() and (left := end - time.monotonic()) > 0:
+            self._stop.wait(min(left, FIRST_PAUSE))
 
     def _beat(self) -> None:
         """Signs of life, also while a task is being done."""
-        while not self._ended.wait(HEARTBEAT * 0.8):
+        while not self._ended.wait(BEAT):
             request = SendNodeHeartbeatRequest(node=Node(node_id=self.node), heartbeat_interval=HEARTBEAT)
             try:
                 self._client.SendNodeHeartbeat(request)
+                self._heard.set()
             except (httpx.HTTPError, RuntimeError) as error:
                 log.debug("heartbeat: %s", type(error).__name__)
 

@@ -26,6 +26,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from proxy import proxy
 
 from ich_client import flower as client
 from ich_models.errors import ConfigurationError, RunError
@@ -108,6 +109,17 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 NOTHING = ClientApp()
 
 
+def echoing() -> ClientApp:
+    """Answers every question with nothing."""
+    app = ClientApp()
+
+    @app.query()
+    def answer(message: Message, context: Context) -> Message:
+        return Message(RecordDict(), reply_to=message)
+
+    return app
+
+
 def join(place: Place, key: Key, stop: threading.Event | None = None, **changes: str) -> None:
     client.stay_joined(place.server(**changes), key, NOTHING, {}, stop or threading.Event())
 
@@ -115,19 +127,21 @@ def join(place: Place, key: Key, stop: threading.Event | None = None, **changes:
 class Joined:
     """A client in a thread, and what ended it."""
 
-    def __init__(self, place: Place, name: str, app: ClientApp = NOTHING, **config: int) -> None:
+    def __init__(self, place: Place, name: str, app: ClientApp = NOTHING, to: str = "", **config: int) -> None:
+        """`to`: the address that it connects to, if something stands between it and the server."""
         self.stop = threading.Event()
         self.failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, args=(place, place.keys[name], app, config))
+        there = place.server(**({"address": to} if to else {}))
+        self._thread = threading.Thread(target=self._run, args=(there, place.keys[name], app, config))
         self._thread.start()
         end = time.monotonic() + 20
         while not place.link.seen()[name].online and self.failure is None:
             assert time.monotonic() < end
             time.sleep(0.05)
 
-    def _run(self, place: Place, key: Key, app: ClientApp, config: dict[str, int]) -> None:
+    def _run(self, there: client.Server, key: Key, app: ClientApp, config: dict[str, int]) -> None:
         try:
-            client.stay_joined(place.server(), key, app, dict(config), self.stop)
+            client.stay_joined(there, key, app, dict(config), self.stop)
         except RunError as error:
             self.failure = error
 
@@ -342,13 +356,7 @@ def test_a_reply_that_is_no_message_is_one_hospitals_failure(
         return upload(self, head, ObjectTree(object_id=name), {name: Garbage()})  # type: ignore[dict-item]
 
     monkeypatch.setattr(client._Connection, "_upload", spoilt)
-    app = ClientApp()
-
-    @app.query()
-    def answer(message: Message, context: Context) -> Message:
-        return Message(RecordDict(), reply_to=message)
-
-    joined = Joined(place, "east", app)
+    joined = Joined(place, "east", echoing())
     try:
         node = place.link.seen()["east"].node
         asked = [(Request("east", ()), RecordDict())]
@@ -402,6 +410,25 @@ def test_a_task_whose_response_was_lost_is_given_again(place: Place) -> None:
         assert answer.status_code in (401, 415), "without the key's signature there is nothing to be had"
     fleet._client.headers["ich-attempt"] = "second"
     assert len(fleet.PullMessages(pull).messages_list) == 0
+
+
+def test_whoever_counts_as_connected_fetches_its_tasks(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a link was down: not asleep until its own next attempt, while its heartbeats say that it is there."""
+    monkeypatch.setattr(client, "FIRST_RETRY", 60.0)
+    monkeypatch.setattr(client, "BEAT", 1.0)
+    with proxy(int(place.address.rpartition(":")[2])) as link:
+        joined = Joined(place, "north", echoing(), to=f"127.0.0.1:{link.port}")
+        link.closed, end = True, time.monotonic() + 20
+        while "does not answer" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.05)
+        link.closed = False
+        message = Message(RecordDict(), place.link.seen()["north"].node, STATISTICS, ttl=5.0, group_id="x")
+        replies = list(place.link.grid.send_and_receive([message], timeout=5))
+        joined.end()
+    assert "does not answer" in caplog.text
+    assert [reply.has_error() for reply in replies] == [False]
 
 
 # --- nothing that a server sends is run -------------------------------------------------------------------------------
