@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from ich_client import home as homes
 from ich_client import policy
-from ich_client.app import SiteOf, build_app
+from ich_client.app import SiteOf, build_app, refusal
 from ich_client.flower import Done, Server, stay_joined
 from ich_client.home import Home
 from ich_client.images import Ask
@@ -89,11 +90,13 @@ def join(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     _say("hospital", f"{hospital.name}: {len(hospital.patients):,} patients")
+    guard = policy.guard(opened.audit)
     stay_joined(
         server,
         key,
-        build_app(site_of(opened, hospital), policy.guard(opened.audit)),
+        build_app(site_of(opened, hospital), guard),
         {},
+        partial(refusal, guard),
         stop,
         _task_done,
         opened.keep_clock,
