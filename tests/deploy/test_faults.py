@@ -225,7 +225,9 @@ def test_a_hospital_that_has_lost_its_key_goes_on_with_another(tmp_path: Path) -
         assert ROUNDS in trained_in(after)
         assert len(trained_in(before)) + len(trained_in(after)) < ROUNDS
         text = command("ich-server", "status", "--home", made.home)
-        assert re.search(r"set aside +seed 7, round \d: south: (not admitted any more|no reply before the deadline)", text)
+        assert re.search(
+            r"set aside +seed 7, round \d: south: (not admitted any more|no reply before the deadline)", text
+        )
 
 
 def test_a_second_server_on_the_folder_harms_nothing(running: Federation, undisturbed: bytes) -> None:
