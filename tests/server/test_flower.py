@@ -527,6 +527,7 @@ def test_a_late_reply_is_dropped_and_the_hospital_is_told(place: Place, caplog: 
         return Message(RecordDict(), reply_to=message)
 
     joined = Joined(place, "north", app)
+    before = place.link.seen()["north"].late
     (node,) = place.link.grid.get_node_ids()
     (identifier,) = place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=4.0, group_id="x")])
     end = time.monotonic() + 20
@@ -535,6 +536,13 @@ def test_a_late_reply_is_dropped_and_the_hospital_is_told(place: Place, caplog: 
     joined.end()
     assert "does not take the reply any more" in caplog.text
     assert all(reply.has_error() for reply in place.link.grid.pull_messages([identifier]))
+    assert place.link.seen()["north"].late == before + 1
+
+
+def test_replies_in_time_are_not_called_late(place: Place) -> None:
+    before = place.link.seen()["east"].late
+    assert not ask(place, Joined(place, "east", echoing())).has_error()
+    assert place.link.seen()["east"].late == before
 
 
 def test_an_exception_of_the_app_leaves_no_text(place: Place, tmp_path: Path) -> None:
