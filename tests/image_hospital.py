@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from phantom import HEAD, ct, write
+from phantom import HEAD, as_mr, ct, image, write
 from pydicom.dataset import Dataset
+from pydicom.uid import ComputedRadiographyImageStorage
 
 from ich_client.hospital import HospitalConfig
 from ich_client.images import EVERYBODY, Ask
@@ -70,6 +71,37 @@ def scan_of(
         for tag, value in tags.items():
             setattr(one, tag, value)
     return slices
+
+
+def mr(number: int, name: str, series: int, centre: float) -> list[Any]:
+    """A sequence of patient P0, P1, ...: a head that is brighter towards the crown."""
+
+    def values(points: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.where(head(0)(points) > -500, centre + points[..., 2], -1024)
+
+    made = as_mr(
+        ct(Z, rows=48, columns=48, spacing=(4.0, 4.0), series=f"1.2.8.{number}.{series}", values=values),
+        PatientID=f"P{number}",
+        StudyInstanceUID=f"1.2.8.{number}",
+        SeriesDescription=name,
+        SeriesNumber=series,
+    )
+    return made
+
+
+def views_of(number: int) -> list[Any]:
+    """Two radiographs of patient P0, P1, ... in one study, twice as wide as high, brighter to the right."""
+    shades = np.tile(np.linspace(0, 4000, 80), (40, 1))
+    geometry = ("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "RescaleType")
+    images = []
+    for place, view in enumerate(("PA", "LL")):
+        one = image(f"1.2.7.{number}.1", place, shades - 1024, np.zeros(3), (1, 0, 0, 0, 1, 0), (0.2, 0.2))
+        one.SOPClassUID, one.Modality, one.ImageType = ComputedRadiographyImageStorage, "CR", ["ORIGINAL", "PRIMARY"]
+        one.PatientID, one.StudyInstanceUID, one.ViewPosition = f"P{number}", f"1.2.7.{number}", view
+        for tag in geometry:
+            del one[tag]
+        images.append(one)
+    return images
 
 
 def make(folder: Path, patients: int, *, order: Sequence[int] = (), rows: Mapping[int, str] | None = None) -> Path:

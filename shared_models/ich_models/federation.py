@@ -13,7 +13,7 @@ from ich_models import privacy as privacy_terms
 from ich_models import private_rules, subgroups, tokens
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.image_spec import HAEMORRHAGES, CtSlices, CtVolume, ImageSpec, MrVolume
-from ich_models.networks.options import Dlmi, Hohoho, IchPro, IchScore, NetworkOptions, WithText
+from ich_models.networks.options import Dlmi, Hohoho, IchPro, IchScore, MedNvc, NetworkOptions, WithText
 from ich_models.privacy import Privacy
 from ich_models.recipes import Recipe, Stage
 from ich_models.strategy_options import FedAvg, StrategyOptions
@@ -326,6 +326,7 @@ def _contradictions(federation: Federation) -> list[Complaint]:
         *federation.training.strategy.contradictions(federation),
         *_network_needs(federation),
         *_kind_needs(federation),
+        *_image_needs(federation),
         *_text_needs(federation),
         *_unknown_stages(federation),
         *_evaluation_needs(federation),
@@ -435,6 +436,32 @@ def _kind_needs(federation: Federation) -> Iterator[Complaint]:
     ):
         message = f"network '{network.name}' needs sums of the whole federation, and every hospital scales by its own"
         yield ("modalities", "table", "scaling"), message, "write scaling: federated"
+
+
+def _image_needs(federation: Federation) -> Iterator[Complaint]:
+    """An image that does not go into the network: it would be told by the first convolution, at every hospital."""
+    network, image = federation.network, federation.modalities.image
+    if image is None or "image" not in network.uses:
+        return
+    here = ("network", "name")
+    taken = network.image.channels if isinstance(network, MedNvc) else getattr(network, "channels", image.channels)
+    if taken != image.channels:
+        message = f"the image has {image.channels} channels, and network '{network.name}' takes {taken}"
+        if isinstance(network, MedNvc):
+            yield here, message, f"write network.image.channels: {image.channels}, or modalities.image.repeat: {taken}"
+        else:
+            yield here, message, f"write network.channels: {image.channels}, or let the image have {taken} channels"
+    volumes = isinstance(image, CtVolume | MrVolume)
+    flat = isinstance(network, MedNvc | Hohoho | Dlmi) or getattr(network, "dimensions", 3) == 2
+    if flat and volumes:
+        yield here, f"the image is a volume, and network '{network.name}' looks at slices or views", _OTHER_IMAGE
+    elif not flat and not volumes:
+        yield here, f"the image is slices or views, and network '{network.name}' looks at a volume", _OTHER_IMAGE
+
+
+_OTHER_IMAGE: Final = (
+    "choose another network or another modalities.image.kind (concat and image_only: dimensions: 2 or 3)"
+)
 
 
 def _unknown_stages(federation: Federation) -> list[Complaint]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from finished_model import call, finished, of_slices
-from image_hospital import SLICES, VOLUME, files, make
+from image_hospital import SLICES, VOLUME, files, make, mr, views_of
+from phantom import write
 
 from ich_client import explanation, newcomers
 from ich_client.cache import Cache
@@ -224,3 +225,49 @@ def test_an_image_that_was_pushed_out_of_the_cache_is_read_anew(told: tuple[Path
     words = ("explain", folder / "hospital.yaml", "--model", folder / "model", "--data", folder, "--patient", "P0")
     call(*words, "--out", tmp_path / "out")
     assert (tmp_path / "out" / "image.nii").is_file()
+
+
+def explain_of(folder: Path, out: Path) -> tuple[set[str], list[dict[str, object]]]:
+    """The command on the folder's finished model and patient P0: files and maps that it wrote."""
+    words = ("explain", folder / "hospital.yaml", "--model", folder / "model", "--data", folder, "--patient", "P0")
+    call(*words, "--out", out)
+    return {path.name for path in out.iterdir()}, json.loads((out / "explanation.json").read_text())["maps"]
+
+
+def test_an_mr_study_is_explained_on_the_grid_of_its_sequences(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    make(folder, 0, order=(0, 1))
+    write(folder / "pacs" / "a", [*mr(0, "FLAIR tra", 1, 300), *mr(0, "T2 tra", 2, 500)])
+    spec = "{kind: mr, size: [14, 24, 24], spacing: [10, 8, 8], sequences: [FLAIR, T2]}"
+    files(folder, image=spec, network="{name: image_only, size: tiny, channels: 2}")
+    model = finished(folder)
+    names, maps = explain_of(folder, tmp_path / "out")
+    assert [one["name"] for one in maps] == ["poor"]
+    assert {"image.nii", "poor.nii", "sheet.png"} <= names
+    seen, shown = (nibabel.load(tmp_path / "out" / name) for name in ("image.nii", "poor.nii"))
+    np.testing.assert_allclose(seen.affine, shown.affine)
+    assert seen.shape == shown.shape
+    given = given_of(folder, model, "P0")
+    batch = given.patients.batch(torch.float32).to(torch.float32, torch.device("cpu"))
+    network = load_stack(model.plan, model.rows).network
+    by_hand = grad_cam(network, batch, "image.net.layer4")[0].numpy()
+    (look,) = explanation.explain(model, given, "P0")
+    np.testing.assert_allclose(look.values, by_hand, atol=1e-6)
+    assert look.values.shape == (14, 24, 24)
+
+
+def test_each_view_of_a_radiograph_has_its_map(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    make(folder, 0, order=(0, 1))
+    write(folder / "pacs", views_of(0))
+    spec = "{kind: radiograph, size: [32, 32], most: 4, repeat: 3}"
+    files(folder, image=spec, network="{name: mednvc, size: tiny}")
+    model = finished(folder)
+    names, maps = explain_of(folder, tmp_path / "out")
+    assert [one["name"] for one in maps] == ["poor"]
+    assert {name for name in names if "slice" in name} == {"poor-slice-000.png", "poor-slice-001.png"}
+    (look,) = explained(folder, model, "P0")
+    assert (look.shown, look.values.shape) == ((0, 1), (2, 32, 32))
+    assert look.values.reshape(2, -1).max(1) == pytest.approx([1, 1]), "each view by itself"

@@ -2,14 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
-from image_hospital import SLICES, VOLUME, Z, brain_of, brains, head, load_all, load_one, make, scan_of
-from phantom import as_mr, ct, image, write
-from pydicom.uid import ComputedRadiographyImageStorage
+from image_hospital import SLICES, VOLUME, Z, brain_of, brains, head, load_all, load_one, make, mr, scan_of, views_of
+from phantom import as_mr, write
 
 from ich_client.dicom.reasons import HINTS, Reason
 from ich_client.dicom.scan import scan
@@ -279,20 +277,6 @@ def test_the_types_have_one_order() -> None:
 # --- other kinds ------------------------------------------------------------------------------------------------------
 
 
-def mr(number: int, name: str, series: int, centre: float) -> list[Any]:
-    def values(points: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.where(head(0)(points) > -500, centre + points[..., 2], -1024)
-
-    made = as_mr(
-        ct(Z, rows=48, columns=48, spacing=(4.0, 4.0), series=f"1.2.8.{number}.{series}", values=values),
-        PatientID=f"P{number}",
-        StudyInstanceUID=f"1.2.8.{number}",
-        SeriesDescription=name,
-        SeriesNumber=series,
-    )
-    return made
-
-
 def test_an_mr_study_lacks_a_sequence_and_stays(tmp_path: Path) -> None:
     folder = make(tmp_path, 0, order=(0, 1))
     write(folder / "pacs" / "a", [*mr(0, "FLAIR tra", 1, 300), *mr(0, "my own name", 2, 500)])
@@ -314,22 +298,7 @@ def test_an_mr_study_lacks_a_sequence_and_stays(tmp_path: Path) -> None:
 
 def test_views_of_a_radiograph_stay_whole(tmp_path: Path) -> None:
     folder = make(tmp_path, 0, order=(0, 1))
-    shades = np.tile(np.linspace(0, 4000, 80), (40, 1))
-    images = []
-    for number, view in enumerate(("PA", "LL")):
-        one = image("1.2.7", number, shades - 1024, np.zeros(3), (1, 0, 0, 0, 1, 0), (0.2, 0.2))
-        one.SOPClassUID, one.Modality, one.ImageType = ComputedRadiographyImageStorage, "CR", ["ORIGINAL", "PRIMARY"]
-        one.PatientID, one.StudyInstanceUID, one.ViewPosition = "P0", "1.2.7.0", view
-        for tag in (
-            "ImagePositionPatient",
-            "ImageOrientationPatient",
-            "RescaleSlope",
-            "RescaleIntercept",
-            "RescaleType",
-        ):
-            del one[tag]
-        images.append(one)
-    write(folder / "pacs", images)
+    write(folder / "pacs", views_of(0))
     north = load_one(folder, image="{kind: radiograph, size: [32, 32], most: 4, repeat: 3}")
     assert north.patients.image.shape == (2, 4, 3, 32, 32)
     assert north.patients.slices.tolist() == [[True, True, False, False], [False] * 4]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from image_hospital import files
 from pydantic import ValidationError
 from small_networks import COLUMNS, MODALITIES, NAMES, learning, numbers, options, patients, tiny
 
@@ -54,7 +55,7 @@ modalities:
     predictors: [age]
     scaling: federated
     variables: {age: {type: number, known_at: a}, mrs: {type: integer, known_at: b}}
-  image: {kind: ct_slices}
+  image: {kind: ct_slices, windows: [[40, 80], [80, 200], [40, 380]]}
 training: {stages: [{name: encoder, rounds: 1, epochs: 1, batch: all, optimizer: {name: sgd, lr: 0.1}}]}
 network: {name: hohoho}
 evaluation: {small_cells: 0}
@@ -662,3 +663,32 @@ def test_published_size_learns_on_a_processor(name: str) -> None:
         gradients = [p.grad for p in network.parameters() if p.requires_grad and p.grad is not None]
         assert gradients
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+VOLUME = "kind: ct, size: [12, 32, 32], spacing: [10, 6, 6]"
+VIEWS = "kind: radiograph, size: [32, 32], most: 4"
+
+
+@pytest.mark.parametrize(
+    ("image", "network", "message"),
+    [
+        (f"{VOLUME}, windows: [[40, 80]]", "name: image_only", ""),
+        (f"{VOLUME}, windows: [[40, 80], [80, 200]]", "name: image_only, channels: 2", ""),
+        (f"{VOLUME}, windows: [[40, 80], [80, 200]]", "name: image_only", "the image has 2 channels, .* takes 1"),
+        (f"{VOLUME}, windows: [[40, 80]]", "name: image_only, dimensions: 2", "the image is a volume"),
+        (f"{VOLUME}, windows: [[40, 80]]", "name: mednvc, image: {channels: 1}", "the image is a volume"),
+        (f"{VIEWS}, repeat: 3", "name: mednvc", ""),
+        (f"{VIEWS}, repeat: 1", "name: mednvc", "the image has 1 channels, .* takes 3"),
+        (f"{VIEWS}, repeat: 1", "name: image_only", "the image is slices or views"),
+        (f"{VIEWS}, repeat: 1", "name: logistic", ""),
+    ],
+)
+def test_an_image_goes_into_the_network_or_the_study_is_refused(
+    tmp_path: Path, image: str, network: str, message: str
+) -> None:
+    study, _ = files(tmp_path, image=f"{{{image}}}", network=f"{{{network}}}")
+    if not message:
+        load_federation(study)
+        return
+    with pytest.raises(ConfigurationError, match=rf"federation\.yaml:\d+:\d+: network\.name: {message}"):
+        load_federation(study)
