@@ -5,12 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element
 
-import html5lib
 import numpy as np
 import pytest
 import small
+from pages import HTML, parse, table, texts
 from scipy import stats
 
 from ich_client.hospital import Limits
@@ -25,7 +24,6 @@ from ich_server.report.page import render
 from ich_server.results import Arm, Figure, Results, answered, assemble, read, write
 from ich_server.summary import number, pooled
 
-HTML = "{http://www.w3.org/1999/xhtml}"
 RECIPE = {"epochs": 2, "batch": 16, "optimizer": small.SGD}
 SIZES = {"east": 150, "north": 240, "south": 180, "west": 120}
 
@@ -70,22 +68,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Results:
     recipe = settings.evaluation.comparisons.local
     assert recipe is not None
     return assemble(settings, [42], [found], [arms], [cross_site(plan, sites, recipe, arms["local"])])
-
-
-def parse(page: str) -> Element:
-    tree = html5lib.HTMLParser(strict=True).parse(page)
-    assert isinstance(tree, Element)
-    return tree
-
-
-def texts(element: Element) -> str:
-    return " ".join("".join(element.itertext()).split())
-
-
-def table(tree: Element, caption: str) -> dict[str, list[str]]:
-    """Rows of a table by its caption: head -> cells."""
-    found = next(each for each in tree.iter(f"{HTML}table") if texts(each[0]) == caption)
-    return {texts(row[0]): [texts(cell) for cell in row[1:]] for row in list(found.iter(f"{HTML}tr"))[1:]}
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -4,11 +4,10 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from xml.etree.ElementTree import Element
 
-import html5lib
 import matplotlib as mpl
 import pytest
+from pages import HTML, parse, table, texts
 from rich.console import Console
 
 from ich_models.metrics import METRICS
@@ -19,7 +18,6 @@ from ich_server.summary import estimate, hospitals_of, metric, pooled
 from ich_server.terminal import summary_table
 
 MakeResults = Callable[..., Results]
-HTML = "{http://www.w3.org/1999/xhtml}"
 HOSTILE = ('<script>alert("1")</script>', 'a" onload="x', "$x_1$ & <!-- -->", "東京\n病院", "</svg></style>")
 
 
@@ -45,23 +43,6 @@ def results(request: pytest.FixtureRequest, build: MakeResults) -> Results:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Results)
     return found
-
-
-def parse(page: str) -> Element:
-    tree = html5lib.HTMLParser(strict=True).parse(page)
-    assert isinstance(tree, Element)
-    return tree
-
-
-def texts(element: Element) -> str:
-    return " ".join("".join(element.itertext()).split())
-
-
-def table(tree: Element, caption: str) -> dict[str, list[str]]:
-    """Rows of a table by its caption: head -> cells."""
-    found = next(each for each in tree.iter(f"{HTML}table") if texts(each[0]) == caption)
-    rows = list(found.iter(f"{HTML}tr"))[1:]
-    return {texts(row[0]): [texts(cell) for cell in row[1:]] for row in rows}
 
 
 def test_every_kind_of_results_gives_a_valid_page_that_asks_for_nothing(results: Results) -> None:

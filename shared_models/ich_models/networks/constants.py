@@ -1,5 +1,6 @@
 """Layers whose numbers are constants of a fold: made of the training hospitals' statistics, set, and never trained."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -33,7 +34,7 @@ class Told:
     extras: Mapping[str, tuple[float, float]]
 
 
-class Constants(nn.Module):
+class Constants(nn.Module, ABC):
     """A layer whose buffers are constants of a fold: they travel apart from the weights, and no hospital trains them."""
 
     @property
@@ -41,9 +42,9 @@ class Constants(nn.Module):
         """The numbers per patient, beside the table's columns, that its buffers are made of."""
         return ()
 
+    @abstractmethod
     def made_of(self, told: Told) -> Mapping[str, Floats]:
         """Each buffer's numbers, by its name."""
-        raise NotImplementedError
 
 
 class Standardise(Constants):
