@@ -124,7 +124,7 @@ def test_the_headline_is_the_meta_analysis(many_hospitals: Results) -> None:
     assert f"{summary.estimate:.3f} 95 % CI {summary.low:.3f}–{summary.high:.3f}" in page
     assert f"Prediction interval {summary.prediction_low:.3f}–{summary.prediction_high:.3f}" in page
     assert f"All test patients together {together.auroc.value:.3f}" in page
-    assert "Simulation only: 9,554 patients" in page
+    assert "Simulation only: 9,554 patients of 49 of 49 hospitals in one ranking." in page
 
 
 def test_it_warns_of_what_is_uncertain(three: Results, many_hospitals: Results) -> None:

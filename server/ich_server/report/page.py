@@ -39,6 +39,7 @@ from ich_server.summary import (
     number,
     pooled,
     same_patient_groups,
+    some,
     spread,
     total,
     type_medians,
@@ -145,7 +146,7 @@ def _render_types(results: Results, arm: Arm) -> str:
     ]
     silent = sorted(results.hospitals.keys() - arm.hospitals.keys(), key=natural)
     warnings = [f"AUROC not given: {'; '.join(few)}."] if few else []
-    warnings += [f"Without figures, because no evaluation came back: {_names(silent)}."] if silent else []
+    warnings += [f"Without figures, because no evaluation came back: {some(silent)}."] if silent else []
     return ENVIRONMENT.get_template("page.html.j2").render(
         study=results.study,
         sentence=_sentence(results),
@@ -293,9 +294,14 @@ def _together_card(arm: Arm) -> list[Card]:
             "All test patients together",
             number("auroc", found.value),
             (f"95 % CI {around}",) if around else (),
-            f"Simulation only: {many(arm.pooled.n, 'patient')} of different hospitals in one ranking.",
+            f"Simulation only: {many(arm.pooled.n, 'patient')} of {_of(len(_telling(arm)), arm)} in one ranking.",
         )
     ]
+
+
+def _telling(arm: Arm) -> list[str]:
+    """The hospitals that tell their figures: of their patients those of all together are made."""
+    return [name for name, found in arm.hospitals.items() if found.events is not None]
 
 
 def _warnings(results: Results, arm: Arm, found: Pooled) -> list[str]:
@@ -314,7 +320,7 @@ def _few_warnings(arm: Arm, found: Pooled) -> list[str]:
     if few:
         said.append(
             f"{_of(len(few), arm)} {'has' if len(few) == 1 else 'have'} under {FEW} events or under {FEW} non-events,"
-            f" so that their own figures, calibration above all, are uncertain: {_names(few)}."
+            f" so that their own figures, calibration above all, are uncertain: {some(few)}."
         )
     return said
 
@@ -324,23 +330,17 @@ def _missing_warnings(results: Results, arm: Arm, found: Pooled) -> list[str]:
     if found.without_interval:
         said.append(
             "Shown, but not part of the random-effects mean, for want of an interval, which takes"
-            f" {MIN_PER_CLASS} events and {MIN_PER_CLASS} non-events: {_names(found.without_interval)}."
+            f" {MIN_PER_CLASS} events and {MIN_PER_CLASS} non-events: {some(found.without_interval)}."
         )
     if found.not_estimable:
-        said.append(f"AUROC not estimable (a single class, or not in every seed): {_names(found.not_estimable)}.")
+        said.append(f"AUROC not estimable (a single class, or not in every seed): {some(found.not_estimable)}.")
     silent = sorted(results.hospitals.keys() - arm.hospitals.keys(), key=natural)
     if silent:
-        said.append(f"Without figures, because no evaluation came back: {_names(silent)}.")
+        said.append(f"Without figures, because no evaluation came back: {some(silent)}.")
     if results.quarantined:
         count = len(results.quarantined)
         said.append(f"{count:,} {'reply was' if count == 1 else 'replies were'} set aside; the reasons are below.")
     return said
-
-
-def _names(hospitals: Sequence[str]) -> str:
-    """The first dozen by name, and how many more."""
-    shown = ", ".join(hospitals[:12])
-    return shown if len(hospitals) <= 12 else f"{shown} and {len(hospitals) - 12} more"
 
 
 def _threshold(results: Results) -> str:
