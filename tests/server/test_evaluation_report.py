@@ -241,7 +241,7 @@ def test_who_tells_one_bin_has_no_part_in_the_shape(build: Callable[..., Results
     assert "Calibration plot of 4 hospitals" in render(results)
     alone = render(binned(build, {"south": one, "west": two}))
     assert "Calibration plot of 2 hospitals" in alone
-    assert "Squares" not in alone
+    assert "Squares: the groups" not in alone
 
 
 def test_no_line_joins_groups_of_different_hospitals(build: Callable[..., Results]) -> None:

@@ -85,13 +85,15 @@ def limits(results: Results) -> list[str]:
     return said
 
 
-def software(results: Results) -> Table:
-    """Versions, and the hashes by which study and models can be told."""
+def software(results: Results, made_of: str) -> Table:
+    """Versions, and the hashes by which study, models and the results that the page is made of can be told."""
     rows = [Row(name, (Cell(said),)) for name, said in results.software.items()]
     rows.append(Row("Federation file, SHA-256", (Cell(results.study.federation),)))
     rows += [
         Row(f"Model of all hospitals, seed {seed}, SHA-256", (Cell(said),)) for seed, said in results.models.items()
     ]
+    if made_of:
+        rows.append(Row("results.json, SHA-256", (Cell(made_of),)))
     if not results.software:
         rows.insert(0, Row("Versions", (Cell(NOT_KEPT),)))
     return Table("Software and hashes", ("What", "Version or hash"), tuple(rows))
