@@ -300,7 +300,7 @@ def _telling(arm: Arm) -> list[str]:
 
 
 def _warnings(results: Results, arm: Arm, found: Pooled) -> list[str]:
-    return [*_few_warnings(arm, found), *_missing_warnings(results, arm, found)]
+    return [*facts.miscalibration(arm), *_few_warnings(arm, found), *_missing_warnings(results, arm, found)]
 
 
 def _few_warnings(arm: Arm, found: Pooled) -> list[str]:
