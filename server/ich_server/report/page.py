@@ -462,7 +462,9 @@ def _arms(results: Results) -> Table | None:
         tuple(_arms_row(results, name) for name in names),
         "Paired difference: this arm minus the one named, within each hospital, each hospital counting once; paired t"
         " interval over hospitals, from 3 on. Each arm is compared with a federated model tested on the same patients where"
-        " there is one; with “other patients” of the same hospitals, more of the difference is chance.",
+        " there is one; with “other patients” of the same hospitals, more of the difference is chance. All test patients are ranked"
+        " together: where hospitals differ in their share of events, models that know the hospital (local only) rank higher by that"
+        " alone.",
     )
 
 
