@@ -534,8 +534,8 @@ def _cost_of_privacy(results: Results) -> Iterator[str]:
     main, twin = main_arm(results), results.arms.get("without_privacy")
     mine = results.arms[main].pooled if main else None
     other = twin.pooled if twin else None
-    if mine is None or other is None or mine.auroc.value is None or other.auroc.value is None:
-        return
+    if mine is None or other is None or mine.auroc.value is None or other.auroc.value is None or mine.n != other.n:
+        return  # noise may let a hospital tell, or withhold, what it would not without
     yield (
         f"AUROC of all test patients together: {number('auroc', mine.auroc.value)} with privacy,"
         f" {number('auroc', other.auroc.value)} without."
