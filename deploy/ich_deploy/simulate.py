@@ -109,7 +109,13 @@ def _study(origin: Source, plan: Plan, out: Path, folder: Path, options: Options
 
     def run(grid: Grid, names: Mapping[int, str]) -> StudyResult:
         return run_study(
-            grid, plan, folder, hospitals=len(hospitals), resume=options.resume, watch=watch.round_done, names=names
+            grid,
+            plan,
+            folder,
+            hospitals=len(hospitals),
+            resume=options.resume,
+            watch=watch.round_done,
+            names=lambda: names,
         )
 
     if options.engine == "flower":
