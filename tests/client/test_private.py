@@ -139,6 +139,17 @@ def test_two_runs_with_one_seed_differ() -> None:
         assert not torch.equal(*runs)
 
 
+@pytest.mark.parametrize("engine", ["loop", "ghost"])
+def test_what_random_layers_draw_is_secret_too(engine: EngineName) -> None:
+    """Everybody is in the one batch and there is no noise: what differs between two runs is whom dropout hides what from."""
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        terms = Terms(sigma=0.0, clip=1.0, rate=1.0, steps=1, expected=8)
+        runs.append(private(mlp(dropout=0.5), table(), terms, engine=engine))
+    assert not torch.equal(*runs)
+
+
 def test_torchs_own_generator_is_left_as_it_was() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
