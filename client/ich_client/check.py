@@ -370,7 +370,10 @@ def examine(federation: Federation, hospitals: Sequence[Hospital], ledger: Ledge
 
 def _cost(budget: Budget | None, weights: int) -> tuple[Told, ...]:
     """What the study costs this hospital's patients."""
-    return () if budget is None else tuple(Told(*line) for line in budget.told(weights))
+    if budget is None:
+        return ()
+    lines = [*budget.told(weights), *([] if budget.ledger is EMPTY else [("ledger", budget.ledger.said)])]
+    return tuple(Told(*line) for line in lines)
 
 
 def _noticed(budget: Budget | None, weights: int) -> Iterator[Problem]:

@@ -277,6 +277,14 @@ class Limits(Strict):
     """How often the same is answered: a round after a resume; an evaluation. More would let a server probe."""
 
 
+class PrivacySettings(Strict):
+    """Where it is written down what private studies have taken from this hospital's patients."""
+
+    ledger: Title | None = None
+    """The folder of the ledger, of another hospital folder whose studies ask the same patients: both then add up. Relative
+    to the folder of this file; by default a ledger of its own, privacy/ beside it."""
+
+
 class CacheSettings(Strict):
     """Where what is made of images is kept, so that it is made once."""
 
@@ -299,6 +307,7 @@ class HospitalConfig(Strict):
     data folder."""
     images: Images | None = None
     limits: Limits = Limits()
+    privacy: PrivacySettings = PrivacySettings()
     cache: CacheSettings = CacheSettings()
 
 

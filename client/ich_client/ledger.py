@@ -98,6 +98,17 @@ class Ledger:
         self._salt = folder / SALT
         self._lock = folder / ".lock"
 
+    @property
+    def said(self) -> str:
+        """Where it lies, and for whom."""
+        others = self.read().homes - {self.home}
+        whose = (
+            "of this folder alone"
+            if not others
+            else f"{len(others)} other hospital folder{'s' * (len(others) > 1)} wrote to it"
+        )
+        return f"{self.path.parent}: {whose}"
+
     # reading
 
     def read(self) -> Book:
