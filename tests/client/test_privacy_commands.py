@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -188,10 +189,11 @@ def test_a_ledger_that_is_not_there_or_would_be_forgotten_is_refused(both: tuple
         _ = homes.open_home(first.folder).ledger
 
 
-def clients(folder: Path, home: str, rounds: int) -> None:
-    """One of two programs that write to the same ledger at once."""
+def client(folder: Path, home: str, rounds: int, together: Barrier) -> None:
+    """One of two programs that write to the same ledger at once, each round at the same moment."""
     book = Ledger(folder / "shared", folder / home / "log.jsonl", home)
     for number in range(rounds):
+        together.wait(30)
         with book.writing(["a", "b"]) as writer:
             charge = writer.reserve("c" * 64, 1, f"round {number}", ["all"], Steps(2.0, 0.25, 10), 1e-3)
             assert charge.number == writer.book.lines + 1, "somebody wrote between looking and reserving"
@@ -201,7 +203,8 @@ def clients(folder: Path, home: str, rounds: int) -> None:
 def test_two_clients_at_once_lose_no_charge(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     own = multiprocessing.get_context("fork")
-    programs = [own.Process(target=clients, args=(tmp_path, home, 12)) for home in ("one", "other")]
+    together = own.Barrier(2)
+    programs = [own.Process(target=client, args=(tmp_path, home, 12, together)) for home in ("one", "other")]
     for program in programs:
         program.start()
     for program in programs:
