@@ -102,6 +102,31 @@ def test_begun_anew_it_is_charged_anew_and_resumed_it_is_not(study: Path) -> Non
     assert len(after.charges) == 3
 
 
+def test_a_short_study_begun_anew_does_not_take_the_replies_of_the_last(tmp_path: Path) -> None:
+    """Its replies of two rounds are all still there, and its first question is the same as then."""
+    stage = {**PRIVATE["training"]["stages"][0], "rounds": 2}
+    settings = {
+        **PRIVATE,
+        "training": {"stages": [stage], "seeds": [7]},
+        "evaluation": {"threshold": 0.5, "small_cells": 5},
+    }
+    path = write_study(tmp_path / "study", settings, HOSPITALS)
+    found = []
+    for resume in (False, True, False):
+        run(path, tmp_path / "out", resume=resume)
+        weights = (tmp_path / "out/model/seed-7/model.safetensors").read_bytes()
+        found.append(
+            (
+                weights,
+                [(one.what, one.spent.steps) for one in ledger_in(tmp_path / "out/hospitals", "north").read().charges],
+            )
+        )
+    once, resumed, anew = found
+    assert once == resumed
+    assert anew[0] != once[0]
+    assert anew[1] == once[1] == [("round 1", 2), ("round 2", 6)]
+
+
 def test_audit_is_put_into_results_and_report(study: Path, tmp_path: Path) -> None:
     out = study.parent / "out"
     found = {"epsilon": 0.7, "promised": 7.9, "canaries": 1000, "right": 150, "guesses": 200}
