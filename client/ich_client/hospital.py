@@ -266,7 +266,7 @@ class Limits(Strict):
     approval: Literal["required", "all"] = "required"
     """`required`: a study must be approved by people (ich-client approve); `all`: every study of the kit's server is."""
     privacy: Literal["optional", "required"] = "optional"
-    """`required`: no study without differential privacy."""
+    """`required`: no study without differential privacy, and none that asks for exact figures unless none are sent."""
     epsilon: Annotated[float, Field(gt=0, le=100)] | None = None
     """What all studies together may tell of a patient; without it, what each study that is approved promises."""
     send_metrics: bool = True

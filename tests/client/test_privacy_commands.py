@@ -238,6 +238,14 @@ def test_a_hospital_that_cannot_take_part_is_told_before_any_contact(opened: Hom
     assert is_refusal(ask(opened, "query", task)) == Code.BUDGET
 
 
+def test_check_refuses_exact_figures_where_the_hospital_asks_for_privacy(tmp_path: Path) -> None:
+    opened = home_of(tmp_path, {**PRIVATE, "privacy": {**PRIVATE["privacy"], "metrics": "exact"}})
+    limit(opened, "privacy: required")
+    found = CliRunner().invoke(app, ["check", "--home", str(opened.folder)])
+    assert found.exit_code == 11
+    assert "it asks for privacy, and this study asks for exact figures" in " ".join(found.output.split())
+
+
 def test_audit_writes_what_the_report_takes(opened: Home, tmp_path: Path) -> None:
     out = tmp_path / "audit.json"
     said = call("audit-privacy", opened, "--out", str(out))
