@@ -65,7 +65,7 @@ def report(
         found = _with_audit(found, audit)
         results.write(found, out)
     results.write_csv(found, out)
-    write_report(found, out / "report.html")
+    write_report(found, out)
     Console(emoji=False, highlight=False).print(summary_table(found))
     for name in ("report.html", "results.csv"):
         _say("written", out / name)

@@ -349,6 +349,12 @@ def needs_four(found: Summary) -> str:
     return f"needs 4 hospitals, has {found.k}"
 
 
+def some(hospitals: Sequence[str]) -> str:
+    """The first dozen by name, and how many more."""
+    shown = ", ".join(hospitals[:12])
+    return shown if len(hospitals) <= 12 else f"{shown} and {len(hospitals) - 12} more"
+
+
 def many(count: int, noun: str) -> str:
     """`1 hospital`, `8,178 patients`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"

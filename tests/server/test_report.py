@@ -14,7 +14,7 @@ from rich.console import Console
 from ich_models.metrics import METRICS
 from ich_server.report import plots
 from ich_server.report.page import AT_THRESHOLD, render, write_report
-from ich_server.results import Figure, Quarantined, Results
+from ich_server.results import Figure, Quarantined, Results, write
 from ich_server.summary import estimate, hospitals_of, metric, pooled
 from ich_server.terminal import summary_table
 
@@ -124,7 +124,7 @@ def test_the_headline_is_the_meta_analysis(many_hospitals: Results) -> None:
     assert f"{summary.estimate:.3f} 95 % CI {summary.low:.3f}–{summary.high:.3f}" in page
     assert f"Prediction interval {summary.prediction_low:.3f}–{summary.prediction_high:.3f}" in page
     assert f"All test patients together {together.auroc.value:.3f}" in page
-    assert "Simulation only: 9,554 patients" in page
+    assert "Simulation only: 9,554 patients of 49 of 49 hospitals in one ranking." in page
 
 
 def test_it_warns_of_what_is_uncertain(three: Results, many_hospitals: Results) -> None:
@@ -163,11 +163,13 @@ def test_names_cannot_break_out(hostile: Results) -> None:
 
 
 def test_the_same_results_give_the_same_bytes(many_hospitals: Results, tmp_path: Path) -> None:
-    first, second = tmp_path / "first.html", tmp_path / "second.html"
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        write(many_hospitals, folder)
     write_report(many_hospitals, first)
     with mpl.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": True}):  # somebody's matplotlibrc
         write_report(Results.model_validate_json(many_hospitals.model_dump_json(by_alias=True)), second)
-    assert first.read_bytes() == second.read_bytes()
+    assert (first / "report.html").read_bytes() == (second / "report.html").read_bytes()
 
 
 def test_matplotlib_is_left_as_it_was(three: Results) -> None:
