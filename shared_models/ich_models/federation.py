@@ -431,7 +431,9 @@ def _kind_needs(federation: Federation) -> Iterator[Complaint]:
                 message = f"the {name} arm trains in one stage for one outcome, and the task is slices"
                 yield ("evaluation", "comparisons", name), message, "leave it out"
     if federation.modalities.table.scaling == "hospital" and (
-        isinstance(network, Dlmi) or (isinstance(network, IchPro) and network.standardise)
+        isinstance(network, Dlmi)
+        or (isinstance(network, IchPro) and network.standardise)
+        or network.class_weights == "federation"
     ):
         message = f"network '{network.name}' needs sums of the whole federation, and every hospital scales by its own"
         yield ("modalities", "table", "scaling"), message, "write scaling: federated"
