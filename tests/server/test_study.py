@@ -15,6 +15,7 @@ import statsmodels.api as sm
 import torch
 from flwr.app import Array, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from sklearn.metrics import fbeta_score
 
 from ich_client import train as training
 from ich_client.hospital import Limits
@@ -151,6 +152,19 @@ def test_the_threshold_is_the_patient_weighted_mean_of_the_training_hospitals_yo
         gains = [(scores[labels] >= cut).mean() - (scores[~labels] >= cut).mean() for cut in middles]
         total += middles[int(np.argmax(np.round(gains, 12)))] * len(member.patients)
     assert plan.federation.evaluation.validation is None
+    assert found.thresholds["without:north"] == pytest.approx(total / (50 + 65), abs=1e-6)
+
+
+def test_the_threshold_may_be_the_training_hospitals_f2(tmp_path: Path) -> None:
+    members = small.hospitals()
+    found = small.study(small.federation(evaluation={"threshold": "f2"}), members, tmp_path)
+    total = 0.0
+    for member in (members[0], members[2]):
+        scores = plain_logistic(found.of(["without:north"]), member.patients.table)
+        cuts = np.unique(scores)
+        middles = (cuts[1:] + cuts[:-1]) / 2
+        values = [fbeta_score(member.patients.labels, scores >= cut, beta=2) for cut in middles]
+        total += middles[int(np.argmax(np.round(values, 12)))] * len(member.patients)
     assert found.thresholds["without:north"] == pytest.approx(total / (50 + 65), abs=1e-6)
 
 
