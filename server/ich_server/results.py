@@ -203,7 +203,7 @@ class Study(Strict):
     network: str
     strategy: str
     rounds: int
-    threshold: Literal["youden"] | float
+    threshold: Literal["youden", "f2"] | float
     """How the threshold was chosen, as in the federation file."""
     settings: dict[str, Any] = {}
     """The federation file in the form that its hash is taken of."""
