@@ -21,6 +21,22 @@ SLACK: Final = 1e-9
 """By which a sum may miss its limit."""
 
 
+def too_open(limits: Limits, privacy: Privacy | None) -> str | None:
+    """Why a study tells more than `limits.privacy: required` lets it; None: it does not, or the hospital does not ask.
+
+    Exact figures are of weights that the server chooses, and tell of the patients what no epsilon bounds.
+    """
+    if limits.privacy != "required":
+        return None
+    if privacy is None:
+        return "this study has none"
+    return (
+        "this study asks for exact figures (privacy.metrics)"
+        if privacy.metrics == "exact" and limits.send_metrics
+        else None
+    )
+
+
 @dataclass(frozen=True)
 class Terms:
     """What a study costs this hospital: noise `sigma`, epsilon `planned` of this study, and `total` with all before it."""

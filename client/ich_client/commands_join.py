@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,8 @@ from flwr.app import Context
 from rich.console import Console
 
 from ich_client import home as homes
-from ich_client import policy
-from ich_client.app import SiteOf, build_app
+from ich_client import machine, policy
+from ich_client.app import SiteOf, build_app, refusal
 from ich_client.flower import Done, Server, stay_joined
 from ich_client.home import Home
 from ich_client.images import Ask
@@ -74,13 +75,14 @@ def join(
 
     A server that goes away is waited for. What is sent is in the audit log (ich-client audit).
     """
-    _log_to_terminal()
     opened = homes.open_home(folder)
     key = homes.load_key(opened)
     limits = homes.load_mapping(opened).value.limits
     if limits.approval == "required" and not policy.approved(opened.audit / "approvals.jsonl", opened.facts.federation):
         hint = "read and approve it: ich-client approve"
         raise ConfigurationError(f"study '{opened.facts.study}' is not approved with this version", hint=hint)
+    machine.device(limits.device)  # before the server counts on this hospital
+    _log_to_terminal()
     hospital = load_hospital(opened, data or folder)
     extra = "" if ca is None else ca.read_text()
     server = Server(opened.facts.address, opened.authority + extra, opened.facts.bundle)
@@ -89,11 +91,13 @@ def join(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     _say("hospital", f"{hospital.name}: {len(hospital.patients):,} patients")
+    guard = policy.guard(opened.audit)
     stay_joined(
         server,
         key,
-        build_app(site_of(opened, hospital), policy.guard(opened.audit)),
+        build_app(site_of(opened, hospital), guard),
         {},
+        partial(refusal, guard),
         stop,
         _task_done,
         opened.keep_clock,

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from ich_client import audit
+from ich_client.budget import too_open
 from ich_client.guard import Guard
 from ich_client.hospital import Limits
 from ich_client.site import Site
@@ -121,8 +122,8 @@ def guard(folder: Path) -> Guard:
             raise RefusedError(Code.APPROVAL, f"this study is not approved with version {PACKAGE}: {hint}")
         if limits.studies is not None and site.plan.federation.name not in limits.studies:
             raise RefusedError(Code.POLICY, f"limits.studies does not name '{site.plan.federation.name}'")
-        if limits.privacy == "required" and site.plan.federation.privacy is None:
-            raise RefusedError(Code.POLICY, "limits.privacy asks for differential privacy, and this study has none")
+        if (why := too_open(limits, site.plan.federation.privacy)) is not None:
+            raise RefusedError(Code.POLICY, f"limits.privacy asks for differential privacy, and {why}")
         here = datetime.now().astimezone()
         if isinstance(task, TrainTask) and limits.hours is not None and not _within(limits.hours, here):
             raise RefusedError(Code.POLICY, f"asked to train outside limits.hours ({limits.hours})")

@@ -17,7 +17,15 @@ from ich_client.work import load_stack, personal, predict
 from ich_models import curves
 from ich_models.batch import Patients
 from ich_models.folds import FEDERATED, LOHO, Fold, parse, questions
-from ich_models.metrics import METRICS, MIN_PER_CLASS, Estimate, Evaluation, delong_paired, evaluate, youden_threshold
+from ich_models.metrics import (
+    METRICS,
+    MIN_PER_CLASS,
+    Estimate,
+    Evaluation,
+    chosen_threshold,
+    delong_paired,
+    evaluate,
+)
 from ich_models.networks.options import IchScore, Logistic, NetworkOptions
 from ich_models.protocol import CONSTANTS, LOCAL, WEIGHTS, Rows
 from ich_models.recipes import Recipe
@@ -284,10 +292,10 @@ def _patients(sites: Sequence[Site], part: int, role: str) -> Patients:
 
 def _threshold(plan: Plan, rows: Rows, validation: Patients, train: Patients) -> float:
     fixed = plan.federation.evaluation.threshold
-    if fixed != "youden":
+    if not isinstance(fixed, str):
         return fixed
     chosen = validation if len(validation) else train
-    found = youden_threshold(chosen.labels, predict(plan, rows, chosen)[0])
+    found = chosen_threshold(fixed, chosen.labels, predict(plan, rows, chosen)[0])
     return FIXED_THRESHOLD if found is None else found
 
 

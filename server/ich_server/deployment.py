@@ -221,7 +221,7 @@ def run(
             hospitals=max(1, len(link.names)),
             resume=resume,
             watch=round_done,
-            names=link.names,
+            names=lambda: link.names,
             heard=partial(reporter.heard, seed),
         )
         reporter.add(seed, [each for each in study.quarantined if not each.when.startswith("round ")])

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ich_client.ledger import Charge, Ledger, spent
+from ich_client.ledger import Charge, Ledger, anchors, spent
 from ich_models import hash_chain
 from ich_models.accounting import Steps
 from ich_models.errors import DataError
@@ -132,6 +132,41 @@ def test_a_changed_ledger_is_found_out_before_anything_is_spent(
     with pytest.raises(DataError, match="ledger"):
         reserve(book)
     assert (tmp_path / "audit" / "log.jsonl").read_bytes() == anchored
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda log: [path.unlink() for path in log.parent.glob("log.jsonl*")],
+        lambda log: shutil.copytree(log.parent.parent / "before", log.parent, dirs_exist_ok=True),
+    ],
+    ids=["removed", "rolled back"],
+)
+def test_an_anchor_that_was_changed_is_found_out(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    """Without it the ledger could be written anew and nobody would see."""
+    book = ledger(tmp_path)
+    book.settle(reserve(book), 10)
+    shutil.copytree(tmp_path / "audit", tmp_path / "before")
+    book.settle(reserve(book), 10)
+    change(book.anchor)
+    lines = book.path.read_bytes()
+    for use in (reserve, total, Ledger.read):
+        with pytest.raises(DataError, match=r"does not know its line [24]: it has been removed or changed"):
+            use(book)
+    assert book.path.read_bytes() == lines
+
+
+def test_a_crash_between_the_two_logs_is_mended(tmp_path: Path) -> None:
+    """The reservation stands, counts, and is anchored with the next use; until then it is the only one that may not be."""
+    book = ledger(tmp_path)
+    book.settle(reserve(book), 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "_anchor", lambda *_: None)
+        reserve(book)
+    assert [number for number, _ in anchors(book.anchor)] == [2]
+    assert len(book.read().charges) == 2
+    assert total(book) == 14
+    assert [number for number, _ in anchors(book.anchor)] == [2, 4]
 
 
 def test_other_lines_of_the_anchor_are_no_matter(tmp_path: Path) -> None:

@@ -338,13 +338,16 @@ def _missing_warnings(results: Results, arm: Arm, found: Pooled) -> list[str]:
     return said
 
 
+LARGEST: Final = {"youden": "Youden index (recall + specificity − 1)", "f2": "F2 (recall counts four times)"}
+
+
 def _threshold(results: Results) -> str:
-    if results.study.threshold != "youden":
+    if not isinstance(results.study.threshold, str):
         return f"Fixed at {results.study.threshold} in the federation file."
     chosen = [value for seed in results.training.values() for value in seed.thresholds.values()]
     rule = (
-        "Chosen on the training hospitals alone: each sends the threshold with its largest Youden index (recall +"
-        " specificity − 1), and the mean, weighted by patients, is used at the hospital that is tested."
+        f"Chosen on the training hospitals alone: each sends the threshold with its largest {LARGEST[results.study.threshold]},"
+        " and the mean, weighted by patients, is used at the hospital that is tested."
     )
     if not chosen:
         return rule

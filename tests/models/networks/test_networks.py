@@ -637,6 +637,19 @@ def test_a_hospitals_own_scaling_does_not_go_with_class_weights_of_the_federatio
         load_federation(path)
 
 
+def test_class_weights_are_counted_for_an_outcome_and_over_the_whole_federation(tmp_path: Path) -> None:
+    path = tmp_path / "federation.yaml"
+    path.write_text(SLICES_STUDY.replace("name: hohoho", "name: hohoho, class_weights: federation"))
+    with pytest.raises(ConfigurationError, match="class_weights"):
+        load_federation(path)
+    text = SMALL_STUDY.replace("NETWORK", "{name: logistic, class_weights: federation}")
+    path.write_text(text)
+    assert load_federation(path).value.network.class_weights == "federation"
+    path.write_text(text.replace("predictors:", "scaling: hospital\n    predictors:"))
+    with pytest.raises(ConfigurationError, match="needs sums of the whole federation"):
+        load_federation(path)
+
+
 # --- at the published size --------------------------------------------------------------------------------------------
 
 
