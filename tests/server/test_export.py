@@ -222,9 +222,10 @@ def test_the_cards_numbers_are_the_runs(tmp_path: Path, build: MakeResults) -> N
         assert said in text
     assert "Under 100 events or non-events" in text
     assert "- threshold, chosen on the training hospitals: " in text
-    fixed = found.model_copy(update={"study": found.study.model_copy(update={"threshold": 0.5})})
-    export(run, fixed, tmp_path / "fixed")
-    assert "- threshold, fixed in the federation file: " in (tmp_path / "fixed/MODEL_CARD.md").read_text()
+    for threshold, said in (("f2", "chosen on the training hospitals"), (0.5, "fixed in the federation file")):
+        other = found.model_copy(update={"study": found.study.model_copy(update={"threshold": threshold})})
+        export(run, other, tmp_path / "to")
+        assert f"- threshold, {said}: " in (tmp_path / "to/MODEL_CARD.md").read_text()
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, build: MakeResults) -> None:

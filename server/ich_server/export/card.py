@@ -116,7 +116,7 @@ def _head(model: Model, results: Results) -> Iterator[str]:
         yield f"- predictors: {', '.join(model.plan.federation.predictors)}"
     by_kind = model.card.get("thresholds") or {}
     said = ", ".join(f"{kind} {value:.3f}" for kind, value in by_kind.items()) or f"{model.card['threshold']:.3f}"
-    how = "chosen on the training hospitals" if study.threshold == "youden" else "fixed in the federation file"
+    how = "chosen on the training hospitals" if isinstance(study.threshold, str) else "fixed in the federation file"
     yield f"- threshold, {how}: {said}"
     yield f"- SHA-256 of the weights: `{model.card['sha256']}`"
     yield f"- federation file: `{study.federation}`, seed {model.plan.seed}"
