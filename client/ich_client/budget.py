@@ -37,6 +37,10 @@ def too_open(limits: Limits, privacy: Privacy | None) -> str | None:
     )
 
 
+RECOGNISED: Final = 0.5
+"""Share of the patients that could be known to the ledger, under which their identifiers may have changed."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """What a study costs this hospital: noise `sigma`, epsilon `planned` of this study, and `total` with all before it."""
@@ -154,14 +158,14 @@ class Budget:
 
     def warnings(self) -> Iterator[Problem]:
         """What people here should know before they agree."""
-        known = self.ledger.read().cohorts
-        if known and not self.charges():
-            message = f"none of these patients stands in the ledger, which knows {len(known)} other groups"
-            yield Problem(
-                message,
-                str(self.ledger.path),
-                "if identifiers were changed since, what they bore before is not counted: keep identifiers as they are",
-            )
+        known = frozenset().union(*self.ledger.read().cohorts.values())
+        if known:
+            here = self.ledger.cohort(self.patients)[1]
+            share = len(known & here) / min(len(known), len(here))
+            if share < RECOGNISED:
+                message = f"{len(known & here):,} of these {len(here):,} patients stand in the ledger, which knows {len(known):,}"
+                hint = "if identifiers were changed since, what the others bore before is not counted: keep identifiers as they are"
+                yield Problem(message, str(self.ledger.path), hint)
         if not 0.5 <= self.stated / len(self.patients) <= 2:
             message = f"{self.stated:,} patients are stated for hospital '{self.hospital}', and {len(self.patients):,} take part"
             yield Problem(message, "privacy.patients", "the steps are too short or too long by as much")

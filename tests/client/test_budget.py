@@ -1,5 +1,6 @@
 """What a hospital lets a study take: of whom, at which delta, and within its own limit at every reservation."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,29 @@ def test_all_studies_together_are_counted_at_the_smallest_delta(tmp_path: Path) 
     for limit, fits in ((strict * 1.001, True), (strict * 0.999, False), (lax * 1.001, False)):
         limited = replace(now, limits=Limits(epsilon=limit))
         assert (limited.refusal() is None) is fits
+
+
+@pytest.mark.parametrize(
+    ("known", "here", "warned"),
+    [
+        (range(100), range(100), ""),
+        (range(100), range(100, 180), "0 of these 80 patients stand in the ledger, which knows 100"),
+        (range(100), range(70, 170), "30 of these 100 patients stand in the ledger, which knows 100"),
+        (range(100), range(40, 140), ""),  # 60 are there again: newcomers, and others left
+        (range(20), range(100), ""),  # many newcomers: all who could be known are
+        ([], range(100), ""),
+    ],
+)
+def test_patients_who_are_not_known_again_are_told(
+    tmp_path: Path, known: Sequence[int], here: Sequence[int], warned: str
+) -> None:
+    """Some of them are enough to be warned: a table in which half of the identifiers were changed has half a fresh budget."""
+    now = replace(budget(tmp_path), patients=[f"p{number}" for number in here])
+    if known:
+        with now.ledger.writing([f"p{number}" for number in known]):
+            pass
+    found = [problem.message for problem in now.warnings() if "ledger" in problem.message]
+    assert found == ([warned] if warned else [])
 
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["alone", "after a study with a smaller delta"])
