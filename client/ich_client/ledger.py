@@ -60,6 +60,12 @@ class Charge:
         steps = self.reserved.steps if self.settled is None else self.settled
         return Steps(self.reserved.sigma, self.reserved.rate, steps)
 
+    @property
+    def of_each_model(self) -> Steps:
+        """What each of its models had, of a round: those that began alike were trained once, and each had all of that."""
+        steps = 0 if self.settled == 0 else self.reserved.steps // len(self.folds)
+        return Steps(self.reserved.sigma, self.reserved.rate, steps)
+
 
 @dataclass(frozen=True)
 class Book:

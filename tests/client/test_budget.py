@@ -105,3 +105,29 @@ def test_own_limit_holds_at_each_reservation(tmp_path: Path, earlier: bool) -> N
     assert no.value.code == Code.BUDGET
     assert epsilon([Steps(sigma, 0.25, 96)], 1e-3) < programme(here.federation).study
     assert len(here.ledger.read().charges) == 3 + earlier, "what is refused is not written down"
+
+
+def test_no_model_costs_more_than_was_promised_of_each(tmp_path: Path) -> None:
+    """`per: model`: one of three models has three rounds, though the study has steps for nine."""
+    here = budget(tmp_path, small_private.federation({"per": "model"}))
+    plan, folds = here.programme, ["all", "without:east", "without:south"]
+    sigma, charge = here.training(42, 1, folds)
+    here.ledger.settle(charge, 8)  # all three began alike, and were trained once
+    for number in (2, 3):
+        here.training(42, number, ["all"])
+    assert epsilon([Steps(sigma, 0.25, 24)], 1e-3) == pytest.approx(plan.model)
+    with pytest.raises(
+        RefusedError, match=r"round 3 would bring model all to epsilon 3\.\d+; it has promised (3|2\.99) of each"
+    ):
+        here.training(42, 3, ["without:east", "all"])
+    here.training(42, 2, ["without:east", "without:south"])
+    assert epsilon([Steps(sigma, 0.25, 8 + 16 + 16 + 16)], 1e-3) < plan.study, "the study would have room"
+
+
+def test_all_that_was_planned_of_each_model_fits(tmp_path: Path) -> None:
+    here = budget(tmp_path, small_private.federation({"per": "model", "metrics": "noised"}))
+    for number in (1, 2, 3):
+        here.training(42, number, ["all", "without:east", "without:south"])
+    here.figures(42, ["without:north"], 1)
+    with pytest.raises(RefusedError, match="has promised"):
+        here.figures(42, ["without:north"], 1)
