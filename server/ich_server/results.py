@@ -172,7 +172,7 @@ class Figures(Strict):
 
 
 class Arm(Strict):
-    """One way to train: per hospital, and all its test patients together (`pooled`; in simulation only)."""
+    """One way to train: per hospital, and `pooled` all test patients together of the hospitals that tell theirs (simulation only)."""
 
     description: str
     hospitals: dict[str, Figures]

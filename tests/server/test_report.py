@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from ich_models.metrics import METRICS
-from ich_server.report import plots
+from ich_server.report import facts, plots
 from ich_server.report.page import AT_THRESHOLD, render, write_report
 from ich_server.results import Figure, Quarantined, Results, write
-from ich_server.summary import estimate, hospitals_of, metric, pooled
+from ich_server.summary import between, estimate, hospitals_of, metric, pooled, signed
 from ich_server.terminal import summary_table
 
 MakeResults = Callable[..., Results]
@@ -139,6 +139,46 @@ def test_it_warns_of_what_is_uncertain(three: Results, many_hospitals: Results) 
     assert "2 replies were set aside" in page
     rows = table(parse(render(many_hospitals)), "Replies set aside")
     assert rows["hospital-2"] == ["44", "evaluation", "no answer within 2 h"]
+
+
+def shifted(results: Results, name: str, by: float) -> Results:
+    """The same with one metric of every hospital moved, and its interval with it."""
+    loho = results.arms["loho"]
+    moved = {}
+    for hospital, figures in loho.hospitals.items():
+        old = metric(figures, name)
+        assert old.value is not None
+        assert old.low is not None
+        assert old.high is not None
+        new = old.model_copy(update={"value": old.value + by, "low": old.low + by, "high": old.high + by})
+        moved[hospital] = figures.model_copy(update={name: new})
+    return results.model_copy(update={"arms": {"loho": loho.model_copy(update={"hospitals": moved})}})
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "said"),
+    [
+        ("observed_expected", 2, "O/E ratio over hospitals is"),
+        ("calibration_slope", 3, "predictions lie too near to the mean."),
+        ("calibration_slope", -3, "predictions are too extreme."),
+    ],
+)
+def test_it_warns_of_miscalibration(build: MakeResults, name: str, by: float, said: str) -> None:
+    """An interval that leaves out 1; where it holds 1 nothing is said."""
+    results = build(dict.fromkeys((f"h{place}" for place in range(8)), 200), arms=["loho"])
+    summary = pooled(results.arms["loho"], name).summary
+    assert summary is not None
+    centred = shifted(results, name, 1 - summary.estimate)
+    assert not [each for each in facts.miscalibration(centred.arms["loho"]) if said in each]
+    (warning,) = [each for each in facts.miscalibration(shifted(results, name, by).arms["loho"]) if said in each]
+    assert warning.startswith("Miscalibrated: the mean ")
+    assert warning in texts(parse(render(shifted(results, name, by))))
+
+
+def test_an_interval_without_width_is_none() -> None:
+    assert estimate("auroc", 0.75, 0.75, 0.75) == "0.750"
+    assert between("auroc", 0.0, 0.0) == ""
+    assert signed("observed_expected", 0.123) == "+0.12"
 
 
 def test_a_hospital_that_did_not_answer_is_named(three: Results) -> None:

@@ -104,6 +104,28 @@ def test_a_hidden_level_cannot_be_computed_from_the_others(described: Results) -
     assert 100 - shown == 43, "two numbers hide behind this one"
 
 
+def test_a_count_that_may_be_half_of_a_larger_k_is_marked(three: Results) -> None:
+    """North asks for k = 30 and has 12 with ivh: told as 15, and everything else is 0 or 30 and more. East's 15 is one: 20 is told, too."""
+    (table,) = table_one.tables(
+        told(
+            three,
+            {
+                "east": columns(70, 15, 40, 20, 0),
+                "north": columns(64, 15, 40, 30, 0),
+                "south": columns(60, 15.5, 40, 20, 0),
+            },
+        )
+    )
+    rows = cells(table)
+    assert rows["ivh: yes"] == ["15 (15 %)", "≈ 15 (15 %)", "≈ 16 (16 %)"], "15.5 patients are nobody's count"
+    assert rows["ivh: no"] == ["85 (85 %)", "≈ 85 (85 %)", "≈ 84 (84 %)"]
+    assert rows["site: pons"] == ["20 (20 %)", "30 (30 %)", "20 (20 %)"]
+    assert rows["site: lobar"][1] == "30 (30 %)"
+    assert "≈ may stand for fewer" in table.note
+    (plain,) = table_one.tables(told(three, {"east": columns(70, 15, 40, 20, 0)}))
+    assert "≈" not in plain.note
+
+
 def test_of_many_hospitals_the_table_tells_how_they_differ(three: Results) -> None:
     many = {f"h{place}": columns(60 + place, 30 + place, 40, 20, 0) for place in range(9)}
     summary, each = table_one.tables(told(three, many))

@@ -33,7 +33,7 @@ def sections(results: Results, main: str) -> list[Section]:
     """The sections that these results have numbers for; `main`: the arm of the headline."""
     arm = results.arms[main]
     found = (
-        _calibration(arm),
+        _calibration(arm, int(results.study.settings.get("evaluation", {}).get("small_cells", 0))),
         _decisions(results, main),
         _subgroups(arm),
         _differences(results),
@@ -47,7 +47,7 @@ def sections(results: Results, main: str) -> list[Section]:
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
-def _calibration(arm: Arm) -> Iterator[Section]:
+def _calibration(arm: Arm, k: int) -> Iterator[Section]:
     told = sum(bool(found.bins) for found in arm.hospitals.values())
     if not told:
         return
@@ -81,7 +81,9 @@ def _calibration(arm: Arm) -> Iterator[Section]:
         f"Calibration of the patients of {many(len(found.joined), 'hospital')}, in groups",
         ("Mean predicted probability", "Share with the event (95 % CI)", "Observed minus predicted", "Patients"),
         rows,
-        "A hospital tells groups of at least k patients with the event and k without, or none of either.",
+        f"A hospital tells groups of at least {k} patients with the event and {k} without, or none of either."
+        if k > 1
+        else "",
     )
     title = f"Calibration plot of {many(told, 'hospital')}: share with the event by predicted probability"
     text = f"How far a predicted probability is what happens, in {many(told, 'hospital')}. {_in_words(arm)} {left_out}"

@@ -3,8 +3,8 @@
 from typing import Any, Final
 
 from ich_server.report.parts import Cell, Row, Table
-from ich_server.results import Results
-from ich_server.summary import FEW_HOSPITALS, REFERENCES, by_type, main_arm, many, natural, with_few
+from ich_server.results import Arm, Results
+from ich_server.summary import FEW_HOSPITALS, REFERENCES, by_type, estimate, main_arm, many, natural, pooled, with_few
 
 NOT_KEPT: Final = "not kept by the version that ran the study"
 
@@ -82,6 +82,23 @@ def limits(results: Results) -> list[str]:
     silent = sorted(results.hospitals.keys() - arm.hospitals.keys(), key=natural)
     if silent:
         said.append(f"Without figures, because no evaluation came back: {', '.join(silent)}.")
+    return said
+
+
+def miscalibration(arm: Arm) -> list[str]:
+    """That predictions are wrong in one direction, where the interval of the mean O/E ratio or calibration slope leaves out 1."""
+    said = []
+    for name, below, above in (
+        ("observed_expected", "fewer have the event than predicted", "more have the event than predicted"),
+        ("calibration_slope", "predictions are too extreme", "predictions lie too near to the mean"),
+    ):
+        found = pooled(arm, name).summary
+        if found is not None and not found.low <= 1 <= found.high:
+            mean = estimate(name, found.estimate, found.low, found.high)
+            said.append(
+                f"Miscalibrated: the mean {'O/E ratio' if name == 'observed_expected' else 'calibration slope'} over hospitals is"
+                f" {mean}, and 1 would be right: {below if found.estimate < 1 else above}."
+            )
     return said
 
 

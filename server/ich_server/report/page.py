@@ -300,7 +300,7 @@ def _telling(arm: Arm) -> list[str]:
 
 
 def _warnings(results: Results, arm: Arm, found: Pooled) -> list[str]:
-    return [*_few_warnings(arm, found), *_missing_warnings(results, arm, found)]
+    return [*facts.miscalibration(arm), *_few_warnings(arm, found), *_missing_warnings(results, arm, found)]
 
 
 def _few_warnings(arm: Arm, found: Pooled) -> list[str]:
@@ -465,7 +465,9 @@ def _arms(results: Results) -> Table | None:
         tuple(_arms_row(results, name) for name in names),
         "Paired difference: this arm minus the one named, within each hospital, each hospital counting once; paired t"
         " interval over hospitals, from 3 on. Each arm is compared with a federated model tested on the same patients where"
-        " there is one; with “other patients” of the same hospitals, more of the difference is chance.",
+        " there is one; with “other patients” of the same hospitals, more of the difference is chance. All test patients are ranked"
+        " together: where hospitals differ in their share of events, models that know the hospital (local only) rank higher by that"
+        " alone.",
     )
 
 
@@ -535,8 +537,8 @@ def _cost_of_privacy(results: Results) -> Iterator[str]:
     main, twin = main_arm(results), results.arms.get("without_privacy")
     mine = results.arms[main].pooled if main else None
     other = twin.pooled if twin else None
-    if mine is None or other is None or mine.auroc.value is None or other.auroc.value is None:
-        return
+    if mine is None or other is None or mine.auroc.value is None or other.auroc.value is None or mine.n != other.n:
+        return  # noise may let a hospital tell, or withhold, what it would not without
     yield (
         f"AUROC of all test patients together: {number('auroc', mine.auroc.value)} with privacy,"
         f" {number('auroc', other.auroc.value)} without."
