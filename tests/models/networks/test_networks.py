@@ -113,7 +113,7 @@ PARTS = {
         "decoder": 4_231_680,
         "input": 0,
         "values": 4_096,
-        "ask": 1_580_544,
+        "ask": 1_579_520,
         "output": 2_050,
     },
     "hohoho": {
