@@ -111,11 +111,11 @@ def gigabytes(size: float) -> str:
 
 
 def _device() -> Line:
-    """The GPU, if there is one: so far networks are trained on the processor either way."""
+    """The GPU, if there is one."""
     if not torch.cuda.is_available():
         return Line("GPU", "none that PyTorch can use; training runs on the processor", values={"name": None})
     found = torch.cuda.get_device_properties(0)
-    told = f"{found.name}, {gigabytes(found.total_memory)}; training runs on the processor all the same"
+    told = f"{found.name}, {gigabytes(found.total_memory)}; training runs on it, unless limits.device says otherwise"
     return Line("GPU", told, values={"name": found.name, "bytes": found.total_memory})
 
 
