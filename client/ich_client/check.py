@@ -315,8 +315,10 @@ def _figures(federation: Federation) -> str:
         tested.append("the model of all hospitals")
     each = f"patients, events and {len(METRICS)} metrics with 95 % intervals ({', '.join(METRICS)})"
     if federation.privacy is not None and federation.privacy.metrics == "noised":
-        each = "patients, events and metrics, made of counts with noise, without intervals"
-    if federation.task.kind == "slices":
+        each = (
+            "patients, events and metrics, made of counts with noise, without intervals, calibration or decision curves"
+        )
+    elif federation.task.kind == "slices":
         each = (
             "patients, events, and for each type of haemorrhage slices and patients with a label, those with the type and"
             f" {len(TYPE_METRICS)} metrics with 95 % intervals ({', '.join(TYPE_METRICS)})"

@@ -76,25 +76,29 @@ def join(
     A server that goes away is waited for. What is sent is in the audit log (ich-client audit).
     """
     opened = homes.open_home(folder)
-    key = homes.load_key(opened)
+    homes.load_key(opened)
     limits = homes.load_mapping(opened).value.limits
     if limits.approval == "required" and not policy.approved(opened.audit / "approvals.jsonl", opened.facts.federation):
         hint = "read and approve it: ich-client approve"
         raise ConfigurationError(f"study '{opened.facts.study}' is not approved with this version", hint=hint)
     machine.device(limits.device)  # before the server counts on this hospital
-    _log_to_terminal()
-    hospital = load_hospital(opened, data or folder)
-    extra = "" if ca is None else ca.read_text()
-    server = Server(opened.facts.address, opened.authority + extra, opened.facts.bundle)
+    with homes.locked(opened):
+        _log_to_terminal()
+        _stay(opened, load_hospital(opened, data or folder), "" if ca is None else ca.read_text())
+
+
+def _stay(opened: Home, hospital: Hospital, authorities: str) -> None:
+    """Take part until a signal says to leave. `authorities`: PEM, beside the federation's own."""
+    server = Server(opened.facts.address, opened.authority + authorities, opened.facts.bundle)
     torch.set_num_threads(hospital.limits.threads)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     _say("hospital", f"{hospital.name}: {len(hospital.patients):,} patients")
     guard = policy.guard(opened.audit)
-    stay_joined(
+    told = stay_joined(
         server,
-        key,
+        homes.load_key(opened),
         build_app(site_of(opened, hospital), guard),
         {},
         partial(refusal, guard),
@@ -102,7 +106,7 @@ def join(
         _task_done,
         opened.keep_clock,
     )
-    _say("left", "the server was told")
+    _say("left", "the server was told" if told else "the server could not be told; it notices by itself")
 
 
 def load_hospital(opened: Home, data: Path) -> Hospital:

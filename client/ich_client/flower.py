@@ -167,8 +167,8 @@ def stay_joined(
     stop: threading.Event,
     done: Callable[[Done], None] = lambda task: None,
     met: Callable[[float], None] = lambda ahead: None,
-) -> None:
-    """Answer the server's tasks until `stop` is set. A server that goes away is waited for.
+) -> bool:
+    """Answer the server's tasks until `stop` is set; whether the server knows of the end. One that goes away is waited for.
 
     `refuse`: what goes out, and is written down, for a task that never comes to the app. `met`: as in `check_server`.
     Raises RunError if the server does not admit this key, and what `check_server` raises.
@@ -176,8 +176,9 @@ def stay_joined(
     require_version()
     check_server(server, stop, met)
     if stop.is_set():
-        return
-    with suppress(_StoppedError), _Connection(server, key, stop) as connection:
+        return False
+    connection = _Connection(server, key, stop)
+    with suppress(_StoppedError), connection:
         pause = FIRST_PAUSE
         while not stop.is_set():
             task = connection.fetch()
@@ -197,6 +198,7 @@ def stay_joined(
             sent = connection.send(reply)
             metadata = task.metadata
             done(Done(metadata.message_type, metadata.group_id, time.monotonic() - began, sent))
+    return connection.told
 
 
 def _answer(app: ClientApp, task: Message, context: Context, refuse: Callable[[Code], RecordDict]) -> Message:
@@ -252,6 +254,8 @@ class _Connection:
         self._heard = threading.Event()
         """Set by every heartbeat that the server has answered."""
         self.node = 0
+        self.told = False
+        """Whether the server knows that this is the end."""
 
     def __enter__(self) -> "_Connection":
         self._activate()
@@ -264,6 +268,7 @@ class _Connection:
         self._heart.join(5)  # while Python ends it could take the process down with it
         with suppress(httpx.HTTPError, RuntimeError):  # the server notices by itself
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node))
+            self.told = True
 
     def _activate(self) -> None:
         """Say hello. A client that died is refused until its heartbeats have run out: that long, a refusal is no answer."""

@@ -4,7 +4,7 @@ A line is a reservation, made and on disk before the first gradient; a second li
 less. Without the second the whole reservation counts: a crash never under-counts. Patients are known here by a digest
 under a salt that stays in this folder. Groups of patients that share anybody are charged together.
 
-The lines are chained (`hash_chain`); the hash of each reservation is also written into another log, the anchor, so that a
+The lines are chained (`hash_chain`); the hash of each reservation and settlement is also written into another log, the anchor, so that a
 ledger that is deleted, cut, rolled back or edited by itself is found out, and an anchor that is: before each reservation
 and by `verify`. Several hospital folders may share a ledger, each with an anchor of its own.
 """
@@ -58,6 +58,12 @@ class Charge:
     def spent(self) -> Steps:
         """What counts."""
         steps = self.reserved.steps if self.settled is None else self.settled
+        return Steps(self.reserved.sigma, self.reserved.rate, steps)
+
+    @property
+    def of_each_model(self) -> Steps:
+        """What each of its models had, of a round: those that began alike were trained once, and each had all of that."""
+        steps = 0 if self.settled == 0 else self.reserved.steps // len(self.folds)
         return Steps(self.reserved.sigma, self.reserved.rate, steps)
 
 
@@ -245,7 +251,8 @@ class Ledger:
             known = {one.number: one for one in self._book(self._mended()).charges}
             if charge.number not in known or known[charge.number].settled is not None:
                 raise ValueError("settled before, or never reserved")
-            hash_chain.append(self.path, {"event": "settle", "reservation": charge.number, "steps": steps})
+            said = {"event": "settle", "reservation": charge.number, "steps": steps}
+            self._anchor(hash_chain.append(self.path, said))
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,13 @@ class Reporter:
         """Write the status anew, with these changes."""
         with self._lock:
             hospitals = [
-                HospitalStatus(name=name, connected=seen.online, last_seen=_utc(seen.last), version=seen.version)
+                HospitalStatus(
+                    name=name,
+                    connected=seen.online,
+                    last_seen=_utc(seen.last),
+                    version=seen.version,
+                    late=seen.late,
+                )
                 for name, seen in self._link.seen().items()
             ]
             whole = {**self._status.model_dump(), **changes, "updated": status.now(), "hospitals": hospitals}

@@ -8,7 +8,7 @@ from ich_models.federation import Federation
 from ich_models.privacy import Privacy, Rounded
 
 FIGURES = {
-    "noised": "counts with noise of {noise:g} patients, which epsilon pays for",
+    "noised": "counts with noise of {noise:g} patients, which epsilon pays for; no intervals, calibration or decision curves",
     "exact": "exact, and outside the promise: epsilon says nothing of what the figures tell about the patients they are of",
     "not_sent": "none leave the hospital",
 }

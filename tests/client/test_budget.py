@@ -1,5 +1,6 @@
 """What a hospital lets a study take: of whom, at which delta, and within its own limit at every reservation."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,29 @@ def test_all_studies_together_are_counted_at_the_smallest_delta(tmp_path: Path) 
         assert (limited.refusal() is None) is fits
 
 
+@pytest.mark.parametrize(
+    ("known", "here", "warned"),
+    [
+        (range(100), range(100), ""),
+        (range(100), range(100, 180), "0 of these 80 patients stand in the ledger, which knows 100"),
+        (range(100), range(70, 170), "30 of these 100 patients stand in the ledger, which knows 100"),
+        (range(100), range(40, 140), ""),  # 60 are there again: newcomers, and others left
+        (range(20), range(100), ""),  # many newcomers: all who could be known are
+        ([], range(100), ""),
+    ],
+)
+def test_patients_who_are_not_known_again_are_told(
+    tmp_path: Path, known: Sequence[int], here: Sequence[int], warned: str
+) -> None:
+    """Some of them are enough to be warned: a table in which half of the identifiers were changed has half a fresh budget."""
+    now = replace(budget(tmp_path), patients=[f"p{number}" for number in here])
+    if known:
+        with now.ledger.writing([f"p{number}" for number in known]):
+            pass
+    found = [problem.message for problem in now.warnings() if "ledger" in problem.message]
+    assert found == ([warned] if warned else [])
+
+
 @pytest.mark.parametrize("earlier", [False, True], ids=["alone", "after a study with a smaller delta"])
 def test_own_limit_holds_at_each_reservation(tmp_path: Path, earlier: bool) -> None:
     """With noise of its own for epsilon 1 a hospital has three rounds of three models; one that a crash has lost is lost.
@@ -81,3 +105,29 @@ def test_own_limit_holds_at_each_reservation(tmp_path: Path, earlier: bool) -> N
     assert no.value.code == Code.BUDGET
     assert epsilon([Steps(sigma, 0.25, 96)], 1e-3) < programme(here.federation).study
     assert len(here.ledger.read().charges) == 3 + earlier, "what is refused is not written down"
+
+
+def test_no_model_costs_more_than_was_promised_of_each(tmp_path: Path) -> None:
+    """`per: model`: one of three models has three rounds, though the study has steps for nine."""
+    here = budget(tmp_path, small_private.federation({"per": "model"}))
+    plan, folds = here.programme, ["all", "without:east", "without:south"]
+    sigma, charge = here.training(42, 1, folds)
+    here.ledger.settle(charge, 8)  # all three began alike, and were trained once
+    for number in (2, 3):
+        here.training(42, number, ["all"])
+    assert epsilon([Steps(sigma, 0.25, 24)], 1e-3) == pytest.approx(plan.model)
+    with pytest.raises(
+        RefusedError, match=r"round 3 would bring model all to epsilon 3\.\d+; it has promised (3|2\.99) of each"
+    ):
+        here.training(42, 3, ["without:east", "all"])
+    here.training(42, 2, ["without:east", "without:south"])
+    assert epsilon([Steps(sigma, 0.25, 8 + 16 + 16 + 16)], 1e-3) < plan.study, "the study would have room"
+
+
+def test_all_that_was_planned_of_each_model_fits(tmp_path: Path) -> None:
+    here = budget(tmp_path, small_private.federation({"per": "model", "metrics": "noised"}))
+    for number in (1, 2, 3):
+        here.training(42, number, ["all", "without:east", "without:south"])
+    here.figures(42, ["without:north"], 1)
+    with pytest.raises(RefusedError, match="has promised"):
+        here.figures(42, ["without:north"], 1)

@@ -434,6 +434,17 @@ def test_a_weight_that_is_used_again_by_hand_is_right() -> None:
     right(Again(), table(4), engine="loop")
 
 
+def test_a_layer_that_is_called_twice_is_right() -> None:
+    """Its gradient is the sum over both calls, so it is written down; the others' are not."""
+
+    class Twice(Lone):
+        def work(self, values: torch.Tensor) -> torch.Tensor:
+            once = torch.tanh(self.second(torch.tanh(self.first(values))))  # type: ignore[operator]
+            return torch.tanh(self.second(once))  # type: ignore[no-any-return, operator]
+
+    right(Twice(second=nn.Linear(8, 8)), table(4), engine="ghost")
+
+
 class Remembering(Lone):
     """Each patient is compared with the one before: a queue, outside of the tensors that anybody lists."""
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -145,6 +145,7 @@ class Joined:
         """`changes`: of what the client believes of the server."""
         self.stop = threading.Event()
         self.failure: Exception | None = None
+        self.told: bool | None = None
         there = place.server(**changes)
         self._thread = threading.Thread(target=self._run, args=(there, place.keys[name], app, config, refuse))
         self._thread.start()
@@ -162,7 +163,7 @@ class Joined:
         refuse: Callable[[Code], RecordDict],
     ) -> None:
         try:
-            client.stay_joined(there, key, app, dict(config), refuse, self.stop)
+            self.told = client.stay_joined(there, key, app, dict(config), refuse, self.stop)
         except RunError as error:
             self.failure = error
 
@@ -181,7 +182,17 @@ def test_an_admitted_hospital_is_seen_by_its_name_and_leaves_politely(place: Pla
     assert [name for name, seen in place.link.seen().items() if seen.online] == ["north"]
     assert [place.link.names[node] for node in place.link.grid.get_node_ids()] == ["north"]
     assert joined.end() is None
+    assert joined.told
     assert not any(seen.online for seen in place.link.seen().values())
+
+
+def test_who_leaves_while_the_server_is_away_does_not_say_that_it_was_told(place: Place) -> None:
+    with proxy(int(place.address.rpartition(":")[2])) as link:
+        joined = Joined(place, "south", changes={"address": f"127.0.0.1:{link.port}"})
+        link.closed = True
+        assert joined.end() is None
+        assert joined.told is False
+    place.fleet(place.keys["south"]).DeactivateNode(DeactivateNodeRequest(node_id=place.link.seen()["south"].node))
 
 
 def test_an_unknown_key_is_refused(place: Place) -> None:
@@ -516,6 +527,7 @@ def test_a_late_reply_is_dropped_and_the_hospital_is_told(place: Place, caplog: 
         return Message(RecordDict(), reply_to=message)
 
     joined = Joined(place, "north", app)
+    before = place.link.seen()["north"].late
     (node,) = place.link.grid.get_node_ids()
     (identifier,) = place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=4.0, group_id="x")])
     end = time.monotonic() + 20
@@ -524,6 +536,13 @@ def test_a_late_reply_is_dropped_and_the_hospital_is_told(place: Place, caplog: 
     joined.end()
     assert "does not take the reply any more" in caplog.text
     assert all(reply.has_error() for reply in place.link.grid.pull_messages([identifier]))
+    assert place.link.seen()["north"].late == before + 1
+
+
+def test_replies_in_time_are_not_called_late(place: Place) -> None:
+    before = place.link.seen()["east"].late
+    assert not ask(place, Joined(place, "east", echoing())).has_error()
+    assert place.link.seen()["east"].late == before
 
 
 def test_an_exception_of_the_app_leaves_no_text(place: Place, tmp_path: Path) -> None:
