@@ -28,6 +28,10 @@ LEDGERS: Final = "privacy"
 """Folder of the hospitals' ledgers, where no hospital's folder is."""
 
 
+REPLIES: Final = "replies"
+"""Folder of what a private study was answered, in a hospital's folder of state."""
+
+
 class Site:
     """One hospital in one study. What is derived from its patients is made once and kept in memory."""
 
@@ -53,7 +57,7 @@ class Site:
         own = folder / plan.hash[:16] / f"seed-{plan.seed}" / hospital.name
         self.hospital = replace(hospital, patients=with_frozen_features(plan, hospital.patients, own / "features"))
         self.state = State(own)
-        self.replies = Replies(own / "replies")
+        self.replies = Replies(own / REPLIES)
         self._ledger = ledger or ledger_in(folder, hospital.name)
         self.models = (models or folder / "models" / hospital.name) / plan.hash[:16] / f"seed-{plan.seed}"
         self._splits: dict[int, Split] = {}

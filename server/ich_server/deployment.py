@@ -239,5 +239,5 @@ def run(
         arms.append(results.answered(study))
     whole = results.assemble(federation, federation.training.seeds, studies, arms)
     results.write(whole, out)
-    write_report(whole, out / "report.html")
+    write_report(whole, out)
     return whole

@@ -283,7 +283,7 @@ class _Study:
         if evaluation.recalibrate != "none":
             self._recalibrate(quarantined)
             thresholds = {}  # some belong to the model as it was
-        if evaluation.threshold != "youden":
+        if not isinstance(evaluation.threshold, str):
             thresholds = dict.fromkeys(self._names_of(self.names), evaluation.threshold)
         elif not thresholds:
             thresholds, _ = self._thresholds(quarantined)

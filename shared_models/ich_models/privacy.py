@@ -112,7 +112,7 @@ def contradictions(federation: "Federation") -> Iterator[Complaint]:
             place = ("evaluation", "comparisons", "without_privacy")
             yield place, "the study has no privacy to be compared with", "leave it out"
         return
-    if evaluation.threshold == "youden":
+    if isinstance(evaluation.threshold, str):
         message = "a threshold that is chosen on patients tells of them"
         yield ("evaluation", "threshold"), message, "write a number, such as threshold: 0.5"
     if evaluation.validation is not None:
@@ -128,6 +128,13 @@ def contradictions(federation: "Federation") -> Iterator[Complaint]:
             ("privacy", "metrics"),
             message,
             "write metrics: not_sent, or exact (no epsilon holds for the figures then)",
+        )
+    if privacy.metrics == "noised" and evaluation.subgroups:
+        message = "figures of subgroups are not noised, and would be left out"
+        yield (
+            ("evaluation", "subgroups"),
+            message,
+            "leave it out, or write privacy.metrics: exact (no epsilon holds then)",
         )
     columns = clinical.columns(table) if set(table.predictors) <= set(table.variables) else ()
     for name in privacy.public:

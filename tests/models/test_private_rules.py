@@ -118,6 +118,12 @@ def test_class_weights_of_private_counts() -> None:
     assert message == "differential privacy refuses class weights made of the hospitals' counts of slices"
 
 
+def test_class_weights_of_private_outcomes() -> None:
+    ((where, message, hint),) = complaints(study({"name": "logistic", "class_weights": "federation"}))
+    assert (where, hint) == ("network.class_weights", "write class_weights: none, or turn privacy off")
+    assert message == "differential privacy refuses class weights made of the hospitals' counts of outcomes"
+
+
 @pytest.mark.parametrize("change", [{"name": "mixup"}, {"name": "replicate"}], ids=lambda change: change["name"])
 def test_augmentation_across_patients(change: dict[str, Any]) -> None:
     ((where, message, hint),) = complaints(study(stage={"augment": [{"name": "flip"}, change]}))
@@ -135,12 +141,14 @@ def test_choices_and_reports_that_follow_private_data() -> None:
     qfedavg = study(strategy={"name": "qfedavg", "client_learning_rate": 0.1})
     fedbn = study({"name": "mlp", "normalisation": "layer"}, strategy={"name": "fedbn"})
     clip = study(stage={"clip": 1.0})
-    found = [complaints(federation) for federation in (best, qfedavg, fedbn, clip)]
+    line = study(evaluation={"recalibrate": "intercept"})
+    found = [complaints(federation) for federation in (best, qfedavg, fedbn, clip, line)]
     assert [[where for where, _, _ in one] for one in found] == [
         ["evaluation.choose_round"],
         ["training.strategy.name"],
         ["training.strategy.name"],
         ["training.stages.0.clip"],
+        ["evaluation.recalibrate"],
     ]
     assert all(hint.endswith("turn privacy off") for one in found for _, _, hint in one)
 

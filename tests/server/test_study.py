@@ -15,8 +15,10 @@ import statsmodels.api as sm
 import torch
 from flwr.app import Array, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from sklearn.metrics import fbeta_score
 
 from ich_client import train as training
+from ich_client.hospital import Limits
 from ich_client.tables import Hospital
 from ich_deploy.grid import InProcessGrid
 from ich_models.batch import Patients
@@ -107,6 +109,36 @@ def test_the_start_is_the_training_hospitals_log_odds(tmp_path: Path) -> None:
         assert found.of([fold])["weights"][0, -1] == pytest.approx(expected, rel=1e-6)
 
 
+def test_class_weights_are_the_training_hospitals_patients_without_over_with_the_outcome(tmp_path: Path) -> None:
+    """Gradient descent by hand on the weighted loss. East has too few with the outcome to tell: it trains, and is not counted."""
+    members = [
+        replace(member, limits=Limits(small_cells=10), patients=complete(member.patients))
+        for member in small.hospitals()
+    ]
+    few = np.zeros(50, np.int64)
+    few[:4] = 1
+    members[0] = replace(members[0], patients=replace(members[0].patients, labels=few))
+    settings = small.federation(
+        network={"name": "logistic", "class_weights": "federation", "bias": "zero", "dtype": "float64"},
+        stage={"rounds": 4, "epochs": 1, "batch": "all"},
+        table={"scaling": "none"},
+    )
+    found = small.study(settings, members, tmp_path)
+    for fold, learning in (("all", members), ("without:south", members[:2])):
+        told = np.concatenate([member.patients.labels for member in learning[1:]])
+        weight = (told == 0).sum() / (told == 1).sum()
+        assert abs(weight - 1) > 0.05
+        assert found.of([fold])["constants"][0, -1] == pytest.approx(weight, rel=1e-12)
+        x = np.concatenate([member.patients.table for member in learning])
+        y = np.concatenate([member.patients.labels for member in learning])
+        weights, bias = np.zeros(3), 0.0
+        for _ in range(4):
+            p = 1 / (1 + np.exp(-(x @ weights + bias)))
+            slope = np.where(y == 1, weight * (p - 1), p) / len(y)
+            weights, bias = weights - 0.1 * slope @ x, bias - 0.1 * slope.sum()
+        assert found.of([fold])["weights"][0] == pytest.approx([*weights, bias], abs=1e-12)
+
+
 def test_the_threshold_is_the_patient_weighted_mean_of_the_training_hospitals_youden(tmp_path: Path) -> None:
     members = small.hospitals()
     found = small.study(small.federation(), members, tmp_path)
@@ -120,6 +152,19 @@ def test_the_threshold_is_the_patient_weighted_mean_of_the_training_hospitals_yo
         gains = [(scores[labels] >= cut).mean() - (scores[~labels] >= cut).mean() for cut in middles]
         total += middles[int(np.argmax(np.round(gains, 12)))] * len(member.patients)
     assert plan.federation.evaluation.validation is None
+    assert found.thresholds["without:north"] == pytest.approx(total / (50 + 65), abs=1e-6)
+
+
+def test_the_threshold_may_be_the_training_hospitals_f2(tmp_path: Path) -> None:
+    members = small.hospitals()
+    found = small.study(small.federation(evaluation={"threshold": "f2"}), members, tmp_path)
+    total = 0.0
+    for member in (members[0], members[2]):
+        scores = plain_logistic(found.of(["without:north"]), member.patients.table)
+        cuts = np.unique(scores)
+        middles = (cuts[1:] + cuts[:-1]) / 2
+        values = [fbeta_score(member.patients.labels, scores >= cut, beta=2) for cut in middles]
+        total += middles[int(np.argmax(np.round(values, 12)))] * len(member.patients)
     assert found.thresholds["without:north"] == pytest.approx(total / (50 + 65), abs=1e-6)
 
 
