@@ -115,7 +115,9 @@ def test_a_short_study_begun_anew_does_not_take_the_replies_of_the_last(tmp_path
     path = write_study(tmp_path / "study", settings, HOSPITALS)
     found = []
     for _ in range(2):
-        run(path, tmp_path / "out")
+        told = run(path, tmp_path / "out").privacy
+        assert told is not None
+        assert privacy_words.SIMULATED in told.assumptions, "of all patients together, though nothing was compared"
         weights = (tmp_path / "out/model/seed-7/model.safetensors").read_bytes()
         found.append(
             (
