@@ -124,12 +124,17 @@ def _reply(
         code = _code(error)
         expected = isinstance(error, RefusedError | MalformedError | IchError)
         log.error("refused (code %s): %s", code, error, exc_info=None if expected else error)
-    refusal = Refusal(code=code)
+    return refusal(guard, code, task)
+
+
+def refusal(guard: Guard, code: Code, task: Task | None = None) -> RecordDict:
+    """The code as it goes out in place of a reply; written down if that can be done, since without it the server would wait."""
+    said = Refusal(code=code)
     try:
-        guard.record(task, refusal, {})
+        guard.record(task, said, {})
     except (OSError, IchError) as error:
         log.error("the audit log cannot be written: %s", error)
-    return to_record(refusal)
+    return to_record(said)
 
 
 def _code(error: Exception) -> Code:

@@ -260,7 +260,7 @@ def _sent(plan: Plan) -> list[Sent]:
         sent.append(
             Sent("last round", f"per model: {plan.local.size:,} weights of the layers that stayed here till then")
         )
-    if evaluation.threshold == "youden" or evaluation.choose_round == "best":
+    if isinstance(evaluation.threshold, str) or evaluation.choose_round == "best":
         chosen = (
             "the threshold" if plan.federation.task.kind == "binary" else "the threshold of each type of haemorrhage"
         )
@@ -440,7 +440,7 @@ def _withheld(federation: Federation, hospital: Hospital) -> Iterator[str]:
     first = split(hospital.patients, federation, 0)
     chosen = first.validation if len(first.validation) else first.train
     binary = federation.task.kind == "binary"
-    if binary and evaluation.threshold == "youden" and egress.few_of_a_class(labels[chosen], k):
+    if binary and isinstance(evaluation.threshold, str) and egress.few_of_a_class(labels[chosen], k):
         yield f"the threshold chosen here, among {len(chosen):,} patients with {int(labels[chosen].sum()):,} events"
     if evaluation.validation is not None and len(first.validation) < k:
         yield f"the validation loss, of {len(first.validation):,} patients"

@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ich_client import explanation, newcomers, overlay, prediction
+from ich_client import explanation, newcomers, overlay, prediction, spread
 from ich_client import home as homes
+from ich_client.check_page import png
+from ich_client.explanation import Method
 from ich_client.hospital import HospitalConfig
 from ich_client.images import Ask, user_cache
 from ich_client.newcomers import Newcomers
@@ -107,14 +109,16 @@ def predict(
 
 
 def explain(
-    patient: Annotated[str, typer.Option("--patient", metavar="ID", help="the patient, as the table names them")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="folder for pictures and maps; made if needed")],
     mapping: MappingArgument = None,
+    patient: Annotated[
+        str | None, typer.Option("--patient", metavar="ID", help="the patient, as the table names them; not for t-SNE")
+    ] = None,
     folder: HomeOption = HERE,
     model: ModelOption = None,
     data: DataOption = None,
     method: Annotated[
-        explanation.Method | None,
+        Method | None,
         typer.Option(help="how maps are made; by default as suits the network", case_sensitive=False),
     ] = None,
 ) -> None:
@@ -122,9 +126,18 @@ def explain(
 
     A map says where the image speaks for the positive outcome, or for a type of bleeding; it is no outline of a lesion.
     Pictures of a patient are written to DIR. They stay here: nothing of them is ever sent.
+
+    With --method t-SNE: all patients as points, near each other where the network finds them alike, coloured by outcome.
     """
+    if (patient is None) is not (method == Method.T_SNE):
+        if patient is None:
+            raise ConfigurationError("no patient is named", hint="name one with --patient, or take --method t-SNE")
+        raise ConfigurationError("t-SNE is of all patients together, and one is named", hint="leave --patient out")
     asked = _asked(mapping, folder, model, data)
     asked.refuse_in_data(out)
+    if patient is None:
+        _spread(asked, out)
+        return
     with watched() as watch:
         ask = Ask(patient=patient, watch=watch)
         given = asked.load(ask)
@@ -148,6 +161,20 @@ def explain(
     for look in looks:
         nothing = "; the map is empty: nothing in the image speaks for it" if look.empty else ""
         _say(look.name, f"{look.method}, probability {look.probability:.3f}{nothing}")
+    _say("written", out)
+
+
+def _spread(asked: _Asked, out: Path) -> None:
+    """Everybody's place, as a picture and a table."""
+    with watched() as watch:
+        given = asked.load(Ask(watch=watch))
+    recorded = newcomers.outcomes(asked.mapping, asked.data, asked.model.plan.federation, given.patients.ids)
+    points = spread.spread(asked.model, given, recorded)
+    write_atomic(out / "t-sne.png", png(spread.picture(points)))
+    write_atomic(out / "t-sne.csv", spread.as_csv(asked.model, points).encode())
+    sides = prediction.title(asked.model), prediction.other(asked.model)
+    counts = [sum(one is side for one in points.outcomes) for side in (True, False, None)]
+    _say("t-SNE", f"{counts[0]:,} {sides[0]} (orange), {counts[1]:,} {sides[1]} (blue), {counts[2]:,} not known (grey)")
     _say("written", out)
 
 

@@ -38,6 +38,8 @@ class Method(StrEnum):
     GRAD_CAM = "Grad-CAM"
     SCORE_CAM = "Score-CAM"
     SALIENCY = "saliency"
+    T_SNE = "t-SNE"
+    """No map: all patients as points (`spread.py`)."""
 
 
 Words = Mapping[str, Value]

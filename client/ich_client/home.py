@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from ich_models.errors import ConfigurationError
 from ich_models.federation import Federation, load_federation
 from ich_models.files import read_json, write_atomic, write_json, write_secret
 from ich_models.kit import Facts
+from ich_models.one_at_a_time import alone
 from ich_models.strict import Strict
 from ich_models.yaml_config import Document, load
 
@@ -221,6 +222,13 @@ def load_key(home: Home) -> ec.EllipticCurvePrivateKey:
         raise ConfigurationError("the private key is gone", where=str(home.key), hint=hint) from None
     except ValueError as error:
         raise ConfigurationError("not a private key", where=str(home.key), hint="take it from a backup") from error
+
+
+def locked(home: Home) -> AbstractContextManager[None]:
+    """No other ich-client takes part from this folder meanwhile: two would count the answers that they may give apart,
+    and write over each other's state. Raises RunError if one does."""
+    hint = "leave it running, or end that one first (Ctrl-C, or your service's stop)"
+    return alone(home.folder, home.folder / "join.lock", "an ich-client join", hint)
 
 
 def load_mapping(home: Home) -> Document[HospitalConfig]:

@@ -93,6 +93,25 @@ def load(
     return _seen_by(federation.value, made)
 
 
+def outcomes(
+    document: Document[HospitalConfig], root: Path, federation: Federation, ids: Sequence[str]
+) -> tuple[bool | None, ...]:
+    """Whether each of these patients has the positive outcome; None where it is not mapped, not recorded or not readable.
+
+    For local eyes: nothing is predicted from it.
+    """
+    outcome, table = federation.task.outcome, document.value.table
+    sheet = sheets.read(root / table.file, table, partial(document.where, "table"))
+    variable = federation.modalities.table.variables[outcome.variable]
+    if outcome.variable not in table.columns or values.faults(outcome.variable, variable, sheet, document):
+        return (None,) * len(ids)
+    rows, _ = _identified(sheet, document)
+    columns, _ = _columns({outcome.variable: variable}, sheet, sorted(rows), document)
+    recorded = {rows[row]: value for row, value in columns[outcome.variable].items()}
+    known = (recorded.get(name) for name in ids)
+    return tuple(None if value is None else outcome.is_positive(value) for value in known)
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 

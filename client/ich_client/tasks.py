@@ -50,7 +50,7 @@ def check(plan: Plan, me: str, task: Task, rows: Rows) -> None:
         _learning(plan, me, task.folds)
         _blocks(plan, task.folds, rows, _trained(plan))
     elif isinstance(task, ThresholdTask):
-        asked = evaluation.threshold == "youden" or evaluation.choose_round == "best"
+        asked = isinstance(evaluation.threshold, str) or evaluation.choose_round == "best"
         _require(asked, "a threshold that the study does not choose")
         _learning(plan, me, task.folds)
         _blocks(plan, task.folds, rows, _trained(plan))
@@ -103,7 +103,7 @@ def _questions(plan: Plan, me: str, task: EvaluateTask) -> None:
     for question in task.questions:
         needed = len(question.folds) * len(plan.federation.labels)
         _require(len(question.thresholds) == needed, "thresholds and folds do not belong together")
-        if evaluation.threshold != "youden":
+        if not isinstance(evaluation.threshold, str):
             fixed = set(question.thresholds) == {evaluation.threshold}
             _require(fixed, f"thresholds {question.thresholds}, and the study says {evaluation.threshold}")
 

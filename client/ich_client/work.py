@@ -20,8 +20,8 @@ from ich_models.errors import Code
 from ich_models.folds import ALL, Fold, parse
 from ich_models.losses import plain
 from ich_models.metrics import Evaluation as Figures
+from ich_models.metrics import chosen_threshold, evaluate_subgroup
 from ich_models.metrics import evaluate as measure
-from ich_models.metrics import evaluate_subgroup, youden_threshold
 from ich_models.protocol import (
     CONSTANTS,
     LARGEST_COEFFICIENT,
@@ -319,7 +319,9 @@ def recalibration(site: Site, task: RecalibrationTask, rows: Rows) -> tuple[Reca
 
 
 def thresholds(site: Site, task: ThresholdTask, rows: Rows) -> tuple[ThresholdReply, Rows]:
-    """Per fold the Youden threshold on this hospital's validation patients, or training patients if it has none."""
+    """Per fold the threshold by the study's rule on this hospital's validation patients, or training patients if it has none."""
+    asked = site.plan.federation.evaluation.threshold
+    rule = asked if isinstance(asked, str) else "youden"  # asked for the losses alone: nobody takes the threshold
     found: list[float | None] = []
     losses: list[float | None] = []
     for fold, own in zip(map(parse, task.folds), personal(site, task.folds, rows), strict=True):
@@ -328,9 +330,9 @@ def thresholds(site: Site, task: ThresholdTask, rows: Rows) -> tuple[ThresholdRe
         chosen = site.hospital.patients.take(rows_here)
         probabilities = predict(site.plan, own, chosen, site.device)[0]
         if chosen.targets is not None:
-            found += slice_thresholds(chosen.targets, probabilities)
+            found += slice_thresholds(rule, chosen.targets, probabilities)
         else:
-            found.append(youden_threshold(chosen.labels, probabilities))
+            found.append(chosen_threshold(rule, chosen.labels, probabilities))
         validation = _validation_losses(
             load_stack(site.plan, own, device=site.device), site.batch(fold.part or 0, "validation")
         )

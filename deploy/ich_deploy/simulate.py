@@ -29,6 +29,7 @@ from ich_models.metrics import Estimate
 from ich_models.protocol import Answer
 from ich_server import results
 from ich_server.handover import keep
+from ich_server.report import photos
 from ich_server.report.page import write_report
 from ich_server.results import ArmFound, Matrix
 from ich_server.study import RoundReport, StudyResult, run_study
@@ -82,8 +83,8 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
         matrices += [matrix] if matrix else []
     whole = results.assemble(federation.value, seeds, studies, found, matrices)
     results.write(whole, out)
-    photos = pictures(_sites(origin, seeds[0], out), studies[0], origin.federation)
-    write_report(whole, out / "report.html", photos)
+    photos.keep(pictures(_sites(origin, seeds[0], out), studies[0], origin.federation), out)
+    write_report(whole, out)
     return whole
 
 
@@ -114,7 +115,13 @@ def _study(origin: Source, plan: Plan, out: Path, folder: Path, options: Options
 
     def run(grid: Grid, names: Mapping[int, str]) -> StudyResult:
         return run_study(
-            grid, plan, folder, hospitals=len(hospitals), resume=options.resume, watch=watch.round_done, names=names
+            grid,
+            plan,
+            folder,
+            hospitals=len(hospitals),
+            resume=options.resume,
+            watch=watch.round_done,
+            names=lambda: names,
         )
 
     if options.engine == "flower":

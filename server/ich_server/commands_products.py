@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ich_models import console
 from ich_models import dossier as dossiers
-from ich_models.errors import ConfigurationError
+from ich_models.errors import ConfigurationError, Problem
 from ich_server import comparison, home, results, results_file, tracking
 from ich_server import dossiers as making
 from ich_server.export.write import export as write_export
@@ -65,7 +66,7 @@ def report(
         found = _with_audit(found, audit)
         results.write(found, out)
     results.write_csv(found, out)
-    write_report(found, out / "report.html")
+    write_report(found, out)
     Console(emoji=False, highlight=False).print(summary_table(found))
     for name in ("report.html", "results.csv"):
         _say("written", out / name)
@@ -92,6 +93,7 @@ def _compare(runs: list[Path], to: Path | None) -> None:
     write_page(found, folder / "compare.html")
     screen = Console(emoji=False, highlight=False)
     screen.print(comparison_table(found))
+    console.warn(map(Problem, comparison.warnings(found)))
     for name in ("compare.html", "compare.json", "compare.csv"):
         _say("written", folder / name)
 

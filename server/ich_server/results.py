@@ -172,7 +172,7 @@ class Figures(Strict):
 
 
 class Arm(Strict):
-    """One way to train: per hospital, and all its test patients together (`pooled`; in simulation only)."""
+    """One way to train: per hospital, and `pooled` all test patients together of the hospitals that tell theirs (simulation only)."""
 
     description: str
     hospitals: dict[str, Figures]
@@ -203,7 +203,7 @@ class Study(Strict):
     network: str
     strategy: str
     rounds: int
-    threshold: Literal["youden"] | float
+    threshold: Literal["youden", "f2"] | float
     """How the threshold was chosen, as in the federation file."""
     settings: dict[str, Any] = {}
     """The federation file in the form that its hash is taken of."""
@@ -614,7 +614,12 @@ def write(results: Results, folder: Path) -> None:
 
 
 def write_csv(results: Results, folder: Path) -> None:
-    """The same figures as tidy `results.csv`, one line per arm, hospital and metric; of slices also per type and level."""
+    """The same figures as tidy `results.csv`."""
+    write_atomic(folder / "results.csv", as_csv(results))
+
+
+def as_csv(results: Results) -> bytes:
+    """One line per arm, hospital and metric; of slices also per type and level."""
     of_slices = any(found.types for arm in results.arms.values() for found in arm.hospitals.values())
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
@@ -633,7 +638,7 @@ def write_csv(results: Results, folder: Path) -> None:
                 table.writerow(
                     (arm, hospital, measured.n, measured.events, name, figure.value, figure.low, figure.high)
                 )
-    write_atomic(folder / "results.csv", lines.getvalue().encode())
+    return lines.getvalue().encode()
 
 
 def _type_rows(measured: Figures) -> Iterator[tuple[object, ...]]:

@@ -215,8 +215,10 @@ class Output:
     `logits`: (B,), or one per slice and type (B, S, 5); NaN in a stage that predicts nothing.
     `embeddings`: named, (B, ...), for losses and pictures.
     `present`: per modality that the network uses, (B,) bool.
+    `positive`: (1,), what a patient with the positive outcome weighs in losses of the outcome; None: as much as any other.
     """
 
     logits: torch.Tensor
     embeddings: Mapping[str, torch.Tensor] = field(default_factory=dict)
     present: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    positive: torch.Tensor | None = None

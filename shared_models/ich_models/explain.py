@@ -18,6 +18,9 @@ from ich_models.networks.staged import Encoder
 Score = Callable[[Output], torch.Tensor]
 """What is explained: a number per patient, (B,)."""
 
+FEWEST: Final = 4
+"""Embeddings that t-SNE can spread out."""
+
 MODES: Final = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
@@ -142,9 +145,9 @@ def saliency(network: nn.Module, batch: Batch, score: Score = positive, *, chann
 
 
 def spread_out(embeddings: NDArray[np.floating], seed: int) -> NDArray[np.float32]:
-    """t-SNE (van der Maaten and Hinton 2008) of N embeddings (N, D), N at least 4 -> (N, 2), the same for the same seed."""
-    if len(embeddings) < 4:
-        raise ValueError(f"t-SNE of {len(embeddings)} embeddings | it needs at least 4")
+    """t-SNE (van der Maaten and Hinton 2008) of N embeddings (N, D), N at least `FEWEST` -> (N, 2), the same for the same seed."""
+    if len(embeddings) < FEWEST:
+        raise ValueError(f"t-SNE of {len(embeddings)} embeddings | it needs at least {FEWEST}")
     perplexity = min(30.0, (len(embeddings) - 1) / 3)
     result: NDArray[np.float32] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(embeddings)
     return result

@@ -157,8 +157,8 @@ class Evaluation(Strict):
     """Share of each hospital's training patients set apart for the threshold and the choice of the round."""
     choose_round: Literal["last", "best"] = "last"
     """`best`: the round with the lowest validation loss over the training hospitals."""
-    threshold: Literal["youden"] | Annotated[float, Field(gt=0, lt=1)] = "youden"
-    """`youden`: each training hospital's Youden threshold, averaged with its patients as weights."""
+    threshold: Literal["youden", "f2"] | Annotated[float, Field(gt=0, lt=1)] = "youden"
+    """`youden`, `f2`: each training hospital's threshold of the largest Youden index or F2, averaged with its patients as weights."""
     small_cells: Annotated[int, Field(ge=0, le=1000)] = 10
     """Counts below this do not leave a hospital, nor figures that tell them; a hospital may ask for more. 0: all do."""
     decision_thresholds: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(max_length=19)] = list(
@@ -431,7 +431,9 @@ def _kind_needs(federation: Federation) -> Iterator[Complaint]:
                 message = f"the {name} arm trains in one stage for one outcome, and the task is slices"
                 yield ("evaluation", "comparisons", name), message, "leave it out"
     if federation.modalities.table.scaling == "hospital" and (
-        isinstance(network, Dlmi) or (isinstance(network, IchPro) and network.standardise)
+        isinstance(network, Dlmi)
+        or (isinstance(network, IchPro) and network.standardise)
+        or network.class_weights == "federation"
     ):
         message = f"network '{network.name}' needs sums of the whole federation, and every hospital scales by its own"
         yield ("modalities", "table", "scaling"), message, "write scaling: federated"

@@ -6,7 +6,7 @@ batch-coupled term compares patients with one another; DP-SGD refuses it, since 
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Final
 
@@ -22,6 +22,7 @@ from torch.nn.functional import (
 )
 
 from ich_models.batch import Batch, Output
+from ich_models.networks.constants import ClassWeights
 
 EPS: Final = 1e-8
 """Of SDM's KL divergence."""
@@ -86,8 +87,9 @@ def summed(parts: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> PerSample:
 
 
 def outcome(output: Output, batch: Batch) -> PerSample:
-    """Binary cross-entropy on one logit per patient, (B,)."""
-    return PerSample(binary_cross_entropy_with_logits(output.logits, batch.label, reduction="none"))
+    """Binary cross-entropy on one logit per patient, (B,): -w y log p - (1 - y) log(1 - p), w = `output.positive` or 1."""
+    values = binary_cross_entropy_with_logits(output.logits, batch.label, reduction="none", pos_weight=output.positive)
+    return PerSample(values)
 
 
 BCE: Final = (Term("bce", outcome, per_sample=True),)
@@ -124,6 +126,9 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, epoch: float = 0.0) -> torch.Tensor:
         output: Output = self.network(batch)
+        weights: ClassWeights | None = getattr(self.network, "class_weights", None)
+        if weights is not None:
+            output = replace(output, positive=weights.positive)
         first, *others = terms_of(self.network)
         total = first.weighted(output, batch, epoch)
         for term in others:

@@ -6,10 +6,10 @@ nothing, not even the last bit; given the same inputs, the same machine and the 
 An interval that cannot be computed, or that would have no width, is not given: None, never a made-up certainty.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import exp, inf, isfinite, nan, sqrt
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -222,6 +222,11 @@ def delong_paired(labels: npt.ArrayLike, first: npt.ArrayLike, second: npt.Array
     return difference, variance, 1.0 if difference == 0 and variance == 0 else nan
 
 
+def chosen_threshold(rule: str, labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
+    """The threshold by `evaluation.threshold`, 'youden' or 'f2'."""
+    return {"youden": youden_threshold, "f2": f2_threshold}[rule](labels, probabilities)
+
+
 def youden_threshold(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
     """The threshold with the largest recall + specificity - 1 (Youden 1950), positive = probability >= threshold.
 
@@ -229,15 +234,30 @@ def youden_threshold(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> flo
     thresholds the lowest is taken: it finds more events. None with one class, or one score, only. Raises ValueError for
     malformed input; any finite scores will do.
     """
+    # J + 1 = tp/events + tn/others; as whole numbers, so that ties are exact
+    return _best_cut(labels, probabilities, lambda tp, tn, events, others: tp * others + tn * events)
+
+
+def f2_threshold(labels: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
+    """The threshold with the largest F2 = 5 tp / (5 tp + 4 fn + fp); otherwise as `youden_threshold`.
+
+    One below every score, which calls everybody positive, is not among those that are tried: it would be a choice of no model.
+    """
+    return _best_cut(labels, probabilities, lambda tp, tn, events, others: tp / (tp + 4 * events + others - tn))
+
+
+def _best_cut(
+    labels: npt.ArrayLike, probabilities: npt.ArrayLike, worth: Callable[..., npt.NDArray[Any]]
+) -> float | None:
+    """The cut midway between two scores with the largest `worth` (of tp, tn, each an array, events, others)."""
     positive, scores = _checked(labels, probabilities)
     distinct, place = np.unique(scores, return_inverse=True)
     events = np.bincount(place[positive], minlength=distinct.size)  # per distinct score, ascending
     others = np.bincount(place[~positive], minlength=distinct.size)
     if distinct.size < 2 or not events.any() or not others.any():
         return None
-    # Cutting above the i-th score, J + 1 = tp/events + tn/others; as whole numbers, so that ties are exact.
     tp, tn = events.sum() - np.cumsum(events)[:-1], np.cumsum(others)[:-1]
-    best = int(np.argmax(tp * others.sum() + tn * events.sum()))  # the first, hence the lowest, maximum
+    best = int(np.argmax(worth(tp, tn, events.sum(), others.sum())))  # the first, hence the lowest, maximum
     below, above = float(distinct[best]), float(distinct[best + 1])
     middle = below / 2 + above / 2
     return middle if below < middle <= above else above  # no float between them: the upper one cuts just as well

@@ -112,7 +112,7 @@ def contradictions(federation: "Federation") -> Iterator[Complaint]:
             place = ("evaluation", "comparisons", "without_privacy")
             yield place, "the study has no privacy to be compared with", "leave it out"
         return
-    if evaluation.threshold == "youden":
+    if isinstance(evaluation.threshold, str):
         message = "a threshold that is chosen on patients tells of them"
         yield ("evaluation", "threshold"), message, "write a number, such as threshold: 0.5"
     if evaluation.validation is not None:

@@ -37,6 +37,9 @@ def refusals(federation: "Federation") -> Iterator[Complaint]:
             message,
             f"write positives: [...], five weights known beforehand (1: no weight), {OFF}",
         )
+    if network.class_weights == "federation":
+        message = "differential privacy refuses class weights made of the hospitals' counts of outcomes"
+        yield ("network", "class_weights"), message, f"write class_weights: none, {OFF}"
     for index, stage in enumerate(federation.training.stages):
         yield from _stage(stage, ("training", "stages", index))
     yield from _choices(federation)

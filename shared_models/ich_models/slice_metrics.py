@@ -18,9 +18,9 @@ from ich_models.metrics import (
     Evaluation,
     OfType,
     average_precision,
+    chosen_threshold,
     evaluate,
     percentiles,
-    youden_threshold,
 )
 
 Floats = NDArray[np.float64]
@@ -70,11 +70,13 @@ def having(targets: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np
     return known.any(1).sum(0), (known & (targets == 1)).any(1).sum(0)
 
 
-def slice_thresholds(targets: NDArray[np.floating], probabilities: NDArray[np.floating]) -> list[float | None]:
-    """Per type the Youden threshold among its labelled slices: (N, S, 5), (N, S, 5) -> 5; None with one class only."""
+def slice_thresholds(
+    rule: str, targets: NDArray[np.floating], probabilities: NDArray[np.floating]
+) -> list[float | None]:
+    """Per type the threshold by `rule` among its labelled slices: (N, S, 5), (N, S, 5) -> 5; None with one class only."""
     known = ~np.isnan(targets)
     return [
-        youden_threshold(targets[..., k][known[..., k]], probabilities[..., k][known[..., k]])
+        chosen_threshold(rule, targets[..., k][known[..., k]], probabilities[..., k][known[..., k]])
         for k in range(targets.shape[-1])
     ]
 

@@ -116,6 +116,7 @@ class Plan:
         told = Told(
             self._published(numbers, scaled=scaled),
             {name: (count, mean) for name, count, mean in said},
+            (found.events, found.labelled - found.events),
         )
         return exchange.constants_of(self.outline, self.constants, told)[None].astype(self.number)
 

@@ -9,7 +9,7 @@ import torch
 from ich_models import extras
 from ich_models.batch import Patients
 from ich_models.image_spec import CtSlices, CtVolume, MrVolume
-from ich_models.networks.constants import MEAN, SQUARE, WITH, WITHOUT, Balance, StandardiseImage, Told
+from ich_models.networks.constants import MEAN, SQUARE, WITH, WITHOUT, Balance, ClassWeights, StandardiseImage, Told
 from ich_models.statistics import merge, moments
 
 NAN = np.nan
@@ -83,6 +83,13 @@ def test_positives_that_are_known_beforehand_ask_for_no_counts() -> None:
     assert list(layer.needs) == []
     assert layer.made_of(Told(np.zeros((3, 0)), {}))["positive"].tolist() == [1, 2, 3, 4, 9]
     assert layer.weight().tolist() == [1, 2, 3, 4, 6]
+
+
+def test_the_rarer_outcome_weighs_more() -> None:
+    table = np.zeros((3, 0))
+    assert ClassWeights().made_of(Told(table, {}, (12, 30)))["positive"].tolist() == [2.5]
+    for one_class in ((0, 0), (0, 30), (12, 0)):
+        assert ClassWeights().made_of(Told(table, {}, one_class))["positive"].tolist() == [1]
 
 
 def test_counts_of_few_patients_go_together() -> None:

@@ -47,6 +47,19 @@ def unit(a: Array) -> Array:
     return result
 
 
+# --- the outcome ------------------------------------------------------------------------------------------------------
+
+
+def test_patients_with_the_outcome_weigh_what_the_output_says() -> None:
+    """By hand: logits 0 and log 3, both with the outcome and without: log 2, log 4/3, log 2, log 4; positives twice."""
+    logits = torch.tensor([0.0, math.log(3), 0.0, math.log(3)], dtype=torch.float64)
+    batch = Batch(None, torch.tensor([1.0, 1, 0, 0], dtype=torch.float64))
+    want = [math.log(2), math.log(4 / 3), math.log(2), math.log(4)]
+    assert outcome(Output(logits), batch).values.tolist() == pytest.approx(want)
+    twice = outcome(Output(logits, positive=torch.tensor([2.0], dtype=torch.float64)), batch)
+    assert twice.values.tolist() == pytest.approx([2 * want[0], 2 * want[1], *want[2:]])
+
+
 # --- contrast ---------------------------------------------------------------------------------------------------------
 
 

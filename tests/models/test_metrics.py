@@ -23,6 +23,7 @@ from ich_models.metrics import (
     delong_paired,
     evaluate,
     evaluate_subgroup,
+    f2_threshold,
     youden_threshold,
 )
 
@@ -492,6 +493,17 @@ def test_youden_by_hand():
     assert youden_threshold(Y, P) == pytest.approx(0.25)
     # uneven classes: recall 1, specificity 2/4 (J = .5) beats recall 1/2, specificity 3/4 (J = .25)
     assert youden_threshold([0, 0, 1, 0, 1, 0], [0.1, 0.2, 0.4, 0.5, 0.7, 0.8]) == pytest.approx(0.3)
+
+
+def test_f2_by_hand_and_by_scikit_learn():
+    """F2 of a cut at .25: tp 3, fn 0, fp 2, 15 / 17; at .4 / .7: tp 2, fp 1, fn 1, 10 / 15; Youden would take either."""
+    assert f2_threshold(Y, P) == pytest.approx(0.25)
+    y, p = simulated(300, 5, prevalence=0.2, grid=40)
+    cuts = (np.unique(p)[1:] + np.unique(p)[:-1]) / 2
+    worth = [sk.fbeta_score(y, p >= cut, beta=2) for cut in cuts]
+    assert f2_threshold(y, p) == pytest.approx(cuts[int(np.argmax(worth))])
+    assert f2_threshold(y, p) < youden_threshold(y, p), "recall counts more"
+    assert f2_threshold([1, 1], [0.1, 0.2]) is None
 
 
 @pytest.mark.parametrize(("labels", "scores"), [([], []), ([1, 1], [0.1, 0.2]), ([0, 0], [0.1, 0.2]), ([0, 1], [1, 1])])

@@ -118,6 +118,12 @@ def test_class_weights_of_private_counts() -> None:
     assert message == "differential privacy refuses class weights made of the hospitals' counts of slices"
 
 
+def test_class_weights_of_private_outcomes() -> None:
+    ((where, message, hint),) = complaints(study({"name": "logistic", "class_weights": "federation"}))
+    assert (where, hint) == ("network.class_weights", "write class_weights: none, or turn privacy off")
+    assert message == "differential privacy refuses class weights made of the hospitals' counts of outcomes"
+
+
 @pytest.mark.parametrize("change", [{"name": "mixup"}, {"name": "replicate"}], ids=lambda change: change["name"])
 def test_augmentation_across_patients(change: dict[str, Any]) -> None:
     ((where, message, hint),) = complaints(study(stage={"augment": [{"name": "flip"}, change]}))

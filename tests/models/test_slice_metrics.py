@@ -139,7 +139,7 @@ def test_counts_and_thresholds_by_type() -> None:
     probabilities = np.full((3, 2, 5), 0.1)
     probabilities[0, 0, 0] = 0.7
     probabilities[1, 1, 0] = 0.9  # not labelled: no reason for another threshold
-    assert slice_thresholds(targets, probabilities) == [pytest.approx(0.4), None, None, None, None]
+    assert slice_thresholds("youden", targets, probabilities) == [pytest.approx(0.4), None, None, None, None]
 
 
 def test_shapes_must_agree() -> None:

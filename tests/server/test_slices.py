@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small
 import small_slices
+import torch
 from flwr.app import RecordDict
 from rich.console import Console
 
@@ -21,6 +22,7 @@ from ich_server.report.page import render
 from ich_server.results import answered, assemble, macro
 from ich_server.study import StudyResult
 from ich_server.terminal import summary_table
+from ich_strategies.plan import Plan
 
 LABELS = [f"without:south/{kind}" for kind in HAEMORRHAGES]
 
@@ -123,6 +125,24 @@ def test_hohoho_goes_through_all_its_stages(members: list[Hospital], tmp_path: P
     result = small_slices.study(settings, members, tmp_path)
     assert {answer.arm for answers in result.answers.values() for answer in answers} == {"federated"}
     assert all(tuple(answer.types) == HAEMORRHAGES for answers in result.answers.values() for answer in answers)
+
+
+def test_the_sequence_begins_with_the_encoder_that_was_trained_before_it(
+    members: list[Hospital], tmp_path: Path
+) -> None:
+    """Against the same study without the second stage: its encoder, to the bit, rests under an LSTM that is learnt."""
+    found = {}
+    for names in (("encoder",), ("encoder", "sequence")):
+        stages = [{"name": name, "rounds": 1, "epochs": 1, "batch": 4, "optimizer": small.SGD} for name in names]
+        settings = small_slices.federation(small_slices.HOHOHO, training={"stages": stages})
+        result = small_slices.study(settings, members, tmp_path / names[-1])
+        plan = Plan(settings, 42)
+        found[names[-1]] = plan.weights.unpack(torch.from_numpy(result.of(["without:south"])["weights"]))
+    start = plan.weights.unpack(plan.start)
+    for name, tensor in found["sequence"].items():
+        first, learnt = found["encoder"][name], name.partition(".")[0]
+        assert torch.equal(tensor, first) is not learnt.startswith("sequence"), name
+        assert torch.equal(first, start[name]) is learnt.startswith(("sequence", "project")), name
 
 
 def test_a_hospital_without_a_type_gives_no_auroc_of_it_and_the_others_do(

@@ -15,8 +15,10 @@ import statsmodels.api as sm
 import torch
 from flwr.app import Array, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from sklearn.metrics import fbeta_score
 
 from ich_client import train as training
+from ich_client.hospital import Limits
 from ich_client.tables import Hospital
 from ich_deploy.grid import InProcessGrid
 from ich_models.batch import Patients
@@ -107,6 +109,36 @@ def test_the_start_is_the_training_hospitals_log_odds(tmp_path: Path) -> None:
         assert found.of([fold])["weights"][0, -1] == pytest.approx(expected, rel=1e-6)
 
 
+def test_class_weights_are_the_training_hospitals_patients_without_over_with_the_outcome(tmp_path: Path) -> None:
+    """Gradient descent by hand on the weighted loss. East has too few with the outcome to tell: it trains, and is not counted."""
+    members = [
+        replace(member, limits=Limits(small_cells=10), patients=complete(member.patients))
+        for member in small.hospitals()
+    ]
+    few = np.zeros(50, np.int64)
+    few[:4] = 1
+    members[0] = replace(members[0], patients=replace(members[0].patients, labels=few))
+    settings = small.federation(
+        network={"name": "logistic", "class_weights": "federation", "bias": "zero", "dtype": "float64"},
+        stage={"rounds": 4, "epochs": 1, "batch": "all"},
+        table={"scaling": "none"},
+    )
+    found = small.study(settings, members, tmp_path)
+    for fold, learning in (("all", members), ("without:south", members[:2])):
+        told = np.concatenate([member.patients.labels for member in learning[1:]])
+        weight = (told == 0).sum() / (told == 1).sum()
+        assert abs(weight - 1) > 0.05
+        assert found.of([fold])["constants"][0, -1] == pytest.approx(weight, rel=1e-12)
+        x = np.concatenate([member.patients.table for member in learning])
+        y = np.concatenate([member.patients.labels for member in learning])
+        weights, bias = np.zeros(3), 0.0
+        for _ in range(4):
+            p = 1 / (1 + np.exp(-(x @ weights + bias)))
+            slope = np.where(y == 1, weight * (p - 1), p) / len(y)
+            weights, bias = weights - 0.1 * slope @ x, bias - 0.1 * slope.sum()
+        assert found.of([fold])["weights"][0] == pytest.approx([*weights, bias], abs=1e-12)
+
+
 def test_the_threshold_is_the_patient_weighted_mean_of_the_training_hospitals_youden(tmp_path: Path) -> None:
     members = small.hospitals()
     found = small.study(small.federation(), members, tmp_path)
@@ -120,6 +152,19 @@ def test_the_threshold_is_the_patient_weighted_mean_of_the_training_hospitals_yo
         gains = [(scores[labels] >= cut).mean() - (scores[~labels] >= cut).mean() for cut in middles]
         total += middles[int(np.argmax(np.round(gains, 12)))] * len(member.patients)
     assert plan.federation.evaluation.validation is None
+    assert found.thresholds["without:north"] == pytest.approx(total / (50 + 65), abs=1e-6)
+
+
+def test_the_threshold_may_be_the_training_hospitals_f2(tmp_path: Path) -> None:
+    members = small.hospitals()
+    found = small.study(small.federation(evaluation={"threshold": "f2"}), members, tmp_path)
+    total = 0.0
+    for member in (members[0], members[2]):
+        scores = plain_logistic(found.of(["without:north"]), member.patients.table)
+        cuts = np.unique(scores)
+        middles = (cuts[1:] + cuts[:-1]) / 2
+        values = [fbeta_score(member.patients.labels, scores >= cut, beta=2) for cut in middles]
+        total += middles[int(np.argmax(np.round(values, 12)))] * len(member.patients)
     assert found.thresholds["without:north"] == pytest.approx(total / (50 + 65), abs=1e-6)
 
 
@@ -828,7 +873,11 @@ def test_a_hospital_that_is_known_cannot_take_anothers_name(tmp_path: Path) -> N
     names = {1: "east", 2: "south", 3: "west"}  # 2 calls itself north, 3 calls itself south
     with pytest.raises(RunError) as caught:
         run_study(
-            *(network, plan, tmp_path / "server"), hospitals=3, resume=False, watch=lambda report: None, names=names
+            *(network, plan, tmp_path / "server"),
+            hospitals=3,
+            resume=False,
+            watch=lambda report: None,
+            names=lambda: names,
         )
     assert "1 of 3 hospitals can take part" in str(caught.value)
     assert "south: replied under another hospital's name" in str(caught.value)
@@ -876,3 +925,29 @@ def test_without_resume_a_study_begins_anew(tmp_path: Path) -> None:
     other = small.federation(stage={"rounds": 2})
     again = small.study(other, members, tmp_path)
     assert same(again, small.study(other, members, tmp_path / "fresh"))
+
+
+def test_a_hospital_with_a_new_key_goes_on_in_the_next_round(tmp_path: Path) -> None:
+    """North is node 2. It is revoked in round 1, and admitted with another key, as node 4, in round 3."""
+    settings = small.federation(quorum={"hospitals": 2}, stage={"rounds": 4})
+    plan = small.Plan(settings, 42)
+    names = {1: "east", 2: "north", 3: "south"}
+
+    class Connected(InProcessGrid):
+        def get_node_ids(self) -> Iterable[int]:
+            return list(names)
+
+    app = small.app(small.sites(plan, small.hospitals(), tmp_path))
+    network = Connected(app, {node: {"partition-id": n} for node, n in ((1, 0), (2, 1), (3, 2), (4, 1))})
+
+    def watch(report: RoundReport) -> None:
+        if report.round == 1:
+            del names[2]
+        if report.round == 2:
+            names[4] = "north"
+
+    found = run_study(
+        *(network, plan, tmp_path / "server"), hospitals=3, resume=False, watch=watch, names=lambda: names
+    )
+    assert list(found.quarantined) == [Quarantine("round 2", "north", "not admitted any more")]
+    assert set(found.answers) == {"east", "north", "south"}

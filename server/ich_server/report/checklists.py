@@ -147,7 +147,11 @@ _MEASURES: Final = (
 
 def _output(known: Known) -> str:
     threshold = known.results.study.threshold
-    rule = "chosen on the training hospitals by Youden's index" if threshold == "youden" else f"fixed at {threshold}"
+    named = {
+        "youden": "chosen on the training hospitals by Youden's index",
+        "f2": "chosen on the training hospitals by F2",
+    }
+    rule = named[threshold] if isinstance(threshold, str) else f"fixed at {threshold}"
     return f"A probability; the threshold is {rule} (How the numbers are made)."
 
 

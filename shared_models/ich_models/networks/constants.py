@@ -31,6 +31,8 @@ class Told:
 
     table: Floats
     extras: Mapping[str, tuple[float, float]]
+    outcome: tuple[int, int] = (0, 0)
+    """Patients with the positive outcome and without it, at the hospitals that tell both."""
 
 
 class Constants(nn.Module):
@@ -101,6 +103,21 @@ class StandardiseImage(Constants):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         shape = (-1, *[1] * (image.ndim - 2))
         return (image - self.centre.reshape(shape)) * self.scale.reshape(shape)
+
+
+class ClassWeights(Constants):
+    """Weight of a patient with the positive outcome, (1,): those without / those with it, of all training hospitals together."""
+
+    positive: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("positive", torch.ones(1))
+
+    def made_of(self, told: Told) -> Mapping[str, Floats]:
+        """1 where nobody tells, or all have the same outcome."""
+        having, others = told.outcome
+        return {"positive": np.array([others / having if having and others else 1.0])}
 
 
 class Balance(Constants):

@@ -235,12 +235,15 @@ class Perceiver(nn.Module):
 
 
 class ValueTokens(nn.Module):
-    """Laboratory values (B, D) -> one token each (B, D, width): embedding of the value plus embedding of which it is."""
+    """Laboratory values (B, D) -> one token each (B, D, width): embedding of the value plus embedding of which it is.
+
+    The two begin as large as each other: where all values look alike, attention can only tell their mean.
+    """
 
     def __init__(self, columns: int, width: int) -> None:
         super().__init__()
         self.value = nn.Linear(1, width)
-        self.which = nn.Parameter(torch.randn(columns, width) * 0.02)
+        self.which = nn.Parameter(torch.randn(columns, width))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         tokens: torch.Tensor = self.value(values[..., None]) + self.which
@@ -248,18 +251,20 @@ class ValueTokens(nn.Module):
 
 
 class OneWay(nn.Module):
-    """Queries (N, Q, width) ask tokens (N, K, width), not the other way; then a perceptron. Pre-norm, residual."""
+    """Queries (N, Q, width) ask tokens (N, K, width), not the other way; then a perceptron. Pre-norm, residual.
+
+    Queries alone are normalised: of a token it would take away how large its value is.
+    """
 
     def __init__(self, width: int, heads: int, mlp: int) -> None:
         super().__init__()
-        self.norm_queries, self.norm_tokens, self.norm = (nn.LayerNorm(width) for _ in range(3))
+        self.norm_queries, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
         self.mlp = nn.Sequential(nn.Linear(width, mlp * width), nn.GELU(), nn.Linear(mlp * width, width))
 
     def forward(self, queries: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        asked = self.norm_tokens(tokens)
         with sdpa_kernel(MAPPABLE):
-            answer, _ = self.attention(self.norm_queries(queries), asked, asked, need_weights=False)
+            answer, _ = self.attention(self.norm_queries(queries), tokens, tokens, need_weights=False)
         queries = queries + answer
         result: torch.Tensor = queries + self.mlp(self.norm(queries))
         return result

@@ -203,7 +203,7 @@ class IchProNetwork(StagedNetwork):
 
     def _own_outcome(self, output: Output, batch: Batch, *, modality: str) -> PerSample:
         """Cross-entropy of one encoder's own head, for the patients who have the modality."""
-        alone = outcome(Output(output.embeddings[f"{modality}_logit"]), batch)
+        alone = outcome(Output(output.embeddings[f"{modality}_logit"], positive=output.positive), batch)
         return PerSample(alone.values, output.present[modality])
 
     def _stages(self) -> dict[str, StageRule]:

@@ -34,6 +34,9 @@ class Network(Strict):
     dtype: Literal["float32", "float64"] = "float32"
     bias: Literal["prevalence", "zero"] = "prevalence"
     """Start of the output bias: the training hospitals' log-odds of the outcome, or 0."""
+    class_weights: Literal["none", "federation"] = "none"
+    """`federation`: in losses of the outcome, patients with it weigh as much together as those without, counted over the
+    training hospitals. Probabilities are then those of a population of half and half."""
 
     @property
     def has_normalisation(self) -> bool:
@@ -471,6 +474,7 @@ class Hohoho(Sized):
 
     name: Literal["hohoho"]
     bias: Literal["zero"] = "zero"
+    class_weights: Literal["none"] = "none"
     image: ImageOptions = ResNet(block="basic", layers=(2, 2, 2, 2))
     channels: Size = 3
     """A slice and its two neighbours; 1 for the slice alone."""
@@ -500,6 +504,7 @@ class Dlmi(Sized):
 
     name: Literal["dlmi"]
     bias: Literal["zero"] = "zero"
+    class_weights: Literal["none"] = "none"
     members: Annotated[
         dict[Annotated[str, Field(pattern=r"^[a-z0-9_]+$")], ImageOptions], Field(min_length=1, max_length=64)
     ] = {
@@ -568,6 +573,7 @@ class IchScore(Network):
 
     name: Literal["ich_score"]
     bias: Literal["zero"] = "zero"
+    class_weights: Literal["none"] = "none"
     gcs: str = "gcs"
     age: str = "age"
     volume: str = "volume"

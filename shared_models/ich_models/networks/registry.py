@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ich_models.errors import ConfigurationError
+from ich_models.networks.constants import ClassWeights
 from ich_models.networks.options import IchScore, NetworkOptions
 from ich_models.networks.tabular import logistic, mlp
 
@@ -30,7 +31,10 @@ def build(options: NetworkOptions, columns: int, seed: int, names: Sequence[str]
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _make(options, columns, names).to(DTYPES[options.dtype])
+        made = _make(options, columns, names)
+    if options.class_weights == "federation":
+        made.class_weights = ClassWeights()
+    return made.to(DTYPES[options.dtype])
 
 
 def _make(options: NetworkOptions, columns: int, names: Sequence[str]) -> nn.Module:

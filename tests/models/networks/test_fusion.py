@@ -247,6 +247,24 @@ def test_one_token_per_value_keeps_the_softmax_from_being_constant() -> None:
     assert answers.std(dim=1).min() > 0
 
 
+def test_a_query_learns_which_value_is_large_and_how_large_it_is() -> None:
+    """At the start two values exchanged change the answer about as much as two others do, and 2 is not 1."""
+    torch.manual_seed(0)
+    tokens, block = double(ValueTokens(4, 32)), double(OneWay(32, 4, 4))
+    queries = torch.randn(1, 20, 32, dtype=torch.float64)
+
+    def answer(*values: float) -> torch.Tensor:
+        with torch.no_grad():
+            return block(queries, tokens(torch.tensor([values], dtype=torch.float64)))
+
+    def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+        return float(torch.linalg.vector_norm(one - other))
+
+    other = apart(answer(1, 0, 0, 0), answer(-1, 0, 0, 0))
+    assert apart(answer(1, 0, 0, 0), answer(0, 1, 0, 0)) > 0.2 * other
+    assert apart(answer(2, 0, 0, 0), answer(1, 0, 0, 0)) > 0.2 * other
+
+
 def test_only_queries_are_changed_by_one_way_attention() -> None:
     """Each query's answer depends on that query and the tokens, not on the other queries."""
     block = double(OneWay(8, 2, 4))
