@@ -176,7 +176,22 @@ def verify(
 ) -> None:
     """Check a dossier: every byte, the signature, the hashes, the study. Says in one line who signed what.
 
-    Exit code 3 if anything is not as it was signed.
+    A second line says whether the page is what this version makes of the results. Exit code 3 if anything is not as it was signed.
     """
     own = None if folder is None else (home.open_home(folder).pki / "ca.pem").read_bytes()
-    _say("verified", dossiers.said(dossiers.verify(file, own), own is not None))
+    found = dossiers.verify(file, own)
+    _say("verified", dossiers.said(found, own is not None))
+    if dossiers.REPORT in found.files:
+        _say("page", _of_the_page(found))
+
+
+def _of_the_page(found: dossiers.Verified) -> str:
+    try:
+        same = making.made_again(found)
+    except ConfigurationError:
+        return "not made again: another version wrote these results"
+    if same:
+        return "made again from the results: the same to the byte"
+    return (
+        "made again from the results, it differs: another version wrote it, or somebody by hand; results.json decides"
+    )

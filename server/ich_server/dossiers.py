@@ -3,9 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ich_models import dossier
-from ich_models.dossier import Manifest, Signer
+from ich_models.dossier import Manifest, Signer, Verified
 from ich_models.errors import ConfigurationError
 from ich_models.files import read_json, write_atomic
 from ich_models.protocol import PACKAGE
@@ -51,6 +52,18 @@ def write(run: Path, path: Path, exports: Sequence[Path] = ()) -> Manifest:
     )
     write_atomic(path, dossier.pack(manifest, _files(run, results), certificate, key))
     return manifest
+
+
+def made_again(found: Verified) -> bool:
+    """Whether this version makes the dossier's page of the dossier's results, to the byte; another one may write it otherwise.
+
+    Raises ConfigurationError for results that this version does not read.
+    """
+    with TemporaryDirectory() as folder:
+        for name in (dossier.RESULTS, PHOTOS):
+            if name in found.files:
+                (Path(folder) / name).write_bytes(found.files[name])
+        return page_of(results_file.read(Path(folder) / dossier.RESULTS), Path(folder)) == found.files[dossier.REPORT]
 
 
 def _files(run: Path, results: Results) -> dict[str, bytes]:

@@ -46,10 +46,10 @@ def call(app: object, *words: object) -> str:
 
 def test_written_and_verified_on_both_sides(run: Path) -> None:
     call(server, "dossier", run)
-    for app in (server, client):
+    for app, lines in ((server, 2), (client, 1)):
         said = call(app, "verify", run / "demo.dossier.zip")
         assert said.startswith("verified")
-        assert said.count("\n") == 1
+        assert said.count("\n") == lines
         assert "by an unknown CA (it says: a CA made for a simulation)" in said
         assert f"nobody has compared its fingerprint {own_fingerprint(run)}" in said
 
@@ -89,6 +89,20 @@ def test_a_page_or_table_that_says_something_else_is_not_put_into_a_dossier(run:
     call(server, "report", run)
     assert (run / name).read_text() == there
     call(server, "dossier", run)
+
+
+def test_a_page_that_somebody_changed_and_signed_is_noticed(run: Path) -> None:
+    """Its maker kept the line that names the results; made again from them, the page is another."""
+    call(server, "dossier", run)
+    assert "made again from the results: the same to the byte" in call(server, "verify", run / "demo.dossier.zip")
+    made = dossier.verify(run / "demo.dossier.zip")
+    files = {name: content for name, content in made.files.items() if name != dossier.AUTHORITY}
+    better = files["report.html"].replace(b'class="value">0.', b'class="value">0.9', 1)
+    assert better != files["report.html"]
+    forged = run / "forged.zip"
+    authority = pki.authority(run / "pki", "demo")
+    forged.write_bytes(dossier.pack(made.manifest, {**files, "report.html": better}, *authority))
+    assert "it differs: another version wrote it, or somebody by hand" in call(server, "verify", forged)
 
 
 def test_a_dossier_whose_page_is_of_other_results_is_refused(run: Path) -> None:

@@ -134,6 +134,7 @@ def test_net_benefit_is_that_of_the_hospitals_that_tell_it(study: Results) -> No
         parse(render(deployed)), "Net benefit by threshold"
     )
     assert "Points are not joined, since they are of different hospitals." in texts(page)
+    assert "at each threshold of the hospitals that tell it" in render(study)
     pooled_data = study.arms["pooled"].hospitals
     for head, cells in rows.items():
         told = {

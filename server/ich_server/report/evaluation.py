@@ -122,6 +122,7 @@ def _decisions(results: Results, main: str) -> Iterator[Section]:
         if same
         else "At each threshold of the hospitals that may tell it, since between it and the next ones k patients with the event must"
         " lie, or none, and the same without. They are others at another threshold: compare within a line, not along the curve."
+        f" {NOTHING} : not told by the same hospitals."
     )
     at = {name: {one.threshold: one for one in curve} for name, curve in curves.items()}
     rows = tuple(
@@ -150,7 +151,8 @@ def _decisions(results: Results, main: str) -> Iterator[Section]:
         "Whether acting on the model does more good than treating everybody or nobody, for somebody to whom missing an event is"
         " as bad as (1 − threshold) / threshold needless treatments."
     )
-    title = f"Decision curve of {', '.join(arm_label(name).lower() for name in curves)}, all hospitals together"
+    whom = "all hospitals together" if same else "at each threshold of the hospitals that tell it"
+    title = f"Decision curve of {', '.join(arm_label(name).lower() for name in curves)}, {whom}"
     caption = "A model is worth its height above treating everybody and nobody, at the thresholds that somebody would decide by."
     if not same:
         caption += " Points are not joined, since they are of different hospitals."
