@@ -13,7 +13,7 @@ from ich_models import privacy as privacy_terms
 from ich_models import private_rules, subgroups, tokens
 from ich_models.errors import ConfigurationError, Problem
 from ich_models.image_spec import HAEMORRHAGES, CtSlices, CtVolume, ImageSpec, MrVolume
-from ich_models.networks.options import Dlmi, Hohoho, IchPro, IchScore, NetworkOptions, WithText
+from ich_models.networks.options import Dlmi, Hohoho, IchPro, IchScore, MedNvc, NetworkOptions, WithText
 from ich_models.privacy import Privacy
 from ich_models.recipes import Recipe, Stage
 from ich_models.strategy_options import FedAvg, StrategyOptions
@@ -432,7 +432,7 @@ def _kind_needs(federation: Federation) -> Iterator[Complaint]:
                 yield ("evaluation", "comparisons", name), message, "leave it out"
     if federation.modalities.table.scaling == "hospital" and (
         isinstance(network, Dlmi)
-        or (isinstance(network, IchPro) and network.standardise)
+        or (isinstance(network, IchPro | MedNvc) and network.standardise)
         or network.class_weights == "federation"
     ):
         message = f"network '{network.name}' needs sums of the whole federation, and every hospital scales by its own"
