@@ -5,9 +5,10 @@ import os
 os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1")
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
@@ -58,9 +59,18 @@ def study(base: Federation, hospitals: int, limit: float | None, per: str) -> Fe
     return Federation.model_validate(whole)
 
 
-def area(settings: Federation, members: Sequence[Hospital], seed: int, folder: Path) -> tuple[float, float]:
-    """AUROC over all patients, each under the model that never saw the hospital; and the epsilon that a ledger holds."""
-    plan = Plan(settings, seed)
+def area(
+    settings: Federation,
+    members: Sequence[Hospital],
+    seed: int,
+    folder: Path,
+    weights: Mapping[str, Path] = MappingProxyType({}),
+) -> tuple[float, float]:
+    """AUROC over all patients, each under the model that never saw the hospital; and the epsilon that a ledger holds.
+
+    `weights`: files of published weights, by the name that the study has for them.
+    """
+    plan = Plan(settings, seed, weights)
     sites = [Site(plan, member, folder / "hospitals") for member in members]
 
     def site_of(context: Context, _seed: int) -> Site:
@@ -73,6 +83,15 @@ def area(settings: Federation, members: Sequence[Hospital], seed: int, folder: P
     assert not result.quarantined
     charges = ledger_in(folder / "hospitals", members[0].name).read().charges
     return found.metrics["auroc"].value or 0.5, epsilon(spent(charges), 1e-3)
+
+
+def summary(found: Mapping[str, Sequence[tuple[float, float]]]) -> Table:
+    """What `area` said of the runs of each case, a line each."""
+    table = Table("", "AUROC, mean of runs", "lowest to highest", "epsilon in the ledger", box=None)
+    for name, runs in found.items():
+        areas = [each[0] for each in runs]
+        table.add_row(name, f"{mean(areas):.3f}", f"{min(areas):.3f} to {max(areas):.3f}", f"{runs[0][1]:.2f}")
+    return table
 
 
 @app.command(epilog=EXAMPLE)
@@ -104,11 +123,7 @@ def main(
             write_json(path, found)
             noise = "" if limit is None else f", noise {programme(settings).sigma:g}"
             screen.print(f"{name}: {result[0]:.3f}, spent {result[1]:.2f}{noise}   {time.monotonic() - began:.0f} s")
-    table = Table("", "AUROC, mean of runs", "lowest to highest", "epsilon in the ledger", box=None)
-    for name, runs in found.items():
-        areas = [each[0] for each in runs]
-        table.add_row(name, f"{mean(areas):.3f}", f"{min(areas):.3f} to {max(areas):.3f}", f"{runs[0][1]:.2f}")
-    screen.print(table)
+    screen.print(summary(found))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     }
     whole = results.assemble(federation.value, data, [plan.seed], [study], [found])
     results.write(whole, folder)
-    write_report(whole, folder / "report.html")
+    write_report(whole, folder)
     mark("results and report")
     phases = {phase: end - start for (_, start), (phase, end) in pairwise(marks)}
     return {**phases, "all": marks[-1][1] - marks[0][1]}

@@ -13,6 +13,7 @@ from ich_client.hospital import HospitalConfig
 from ich_client.images import EVERYBODY, Ask
 from ich_client.tables import Hospital, load_hospitals
 from ich_models.federation import load_federation
+from ich_models.files import write_atomic
 from ich_models.yaml_config import load
 
 Z = tuple(np.arange(26) * 5.0)
@@ -93,11 +94,11 @@ def files(
     threads: int = 1,
     network: str = "{name: logistic}",
 ) -> tuple[Path, Path]:
-    """Write federation.yaml and hospital.yaml."""
+    """Write federation.yaml and hospital.yaml; whole or not at all, since several processes may do so at once."""
     study, mapping = folder / "federation.yaml", folder / "hospital.yaml"
-    study.write_text(STUDY.format(image=image, network=network))
+    write_atomic(study, STUDY.format(image=image, network=network).encode())
     text = MAPPING.format(images=images, table=table, cache=cache, limit=limit, threads=threads)
-    mapping.write_text("\n".join(line for line in text.splitlines() if line != "images: ") + "\n")
+    write_atomic(mapping, ("\n".join(line for line in text.splitlines() if line != "images: ") + "\n").encode())
     return study, mapping
 
 

@@ -14,7 +14,7 @@ class Proxy:
 
     `cut_upload`: after so many bytes to the server the connection is cut in the middle. `lose_response`: after so many
     bytes to the server its next answer is thrown away and the connection cut. `stall`: after so many bytes to the server
-    nothing passes for `seconds`. `closed`: no connection at all.
+    nothing passes for `seconds`. `closed`: no connection at all, and those that there are end with their next byte.
     """
 
     target: int
@@ -40,7 +40,7 @@ class Proxy:
 
     def _pump(self, source: socket.socket, sink: socket.socket, *, upward: bool) -> None:
         with contextlib.suppress(OSError):
-            while data := source.recv(65536):
+            while (data := source.recv(65536)) and not self.closed:
                 if upward:
                     with self._lock:
                         self.up += len(data)

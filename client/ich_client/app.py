@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 from ich_client import egress, tasks, work
 from ich_client.guard import Guard
 from ich_client.hospital import HospitalConfig
+from ich_client.policy import within_limits
 from ich_client.site import Site
 from ich_client.tables import load_hospitals
 from ich_client.tasks import RefusedError
@@ -41,7 +42,7 @@ from ich_strategies.plan import Plan
 log = logging.getLogger(__name__)
 
 OPEN: Final = Guard()
-"""Everything is permitted: a simulation, or Flower's own tools."""
+"""Everything is permitted: a simulation."""
 
 T = TypeVar("T", bound=Task)
 
@@ -123,12 +124,17 @@ def _reply(
         code = _code(error)
         expected = isinstance(error, RefusedError | MalformedError | IchError)
         log.error("refused (code %s): %s", code, error, exc_info=None if expected else error)
-    refusal = Refusal(code=code)
+    return refusal(guard, code, task)
+
+
+def refusal(guard: Guard, code: Code, task: Task | None = None) -> RecordDict:
+    """The code as it goes out in place of a reply; written down if that can be done, since without it the server would wait."""
+    said = Refusal(code=code)
     try:
-        guard.record(task, refusal, {})
+        guard.record(task, said, {})
     except (OSError, IchError) as error:
         log.error("the audit log cannot be written: %s", error)
-    return to_record(refusal)
+    return to_record(said)
 
 
 def _code(error: Exception) -> Code:
@@ -166,10 +172,17 @@ def _site(federation: Path, hospital: Path, data: Path, state: Path, seed: int) 
     document = load_federation(federation)
     if seed not in document.value.training.seeds:
         raise RefusedError(Code.FEDERATION, f"seed {seed}, and the study has {document.value.training.seeds}")
-    found = load_hospitals([load(hospital, HospitalConfig)], data, document, state / "cache")
+    mapping = load(hospital, HospitalConfig)
+    if mapping.value.privacy.ledger is not None:
+        hint = "leave it out: the ledger is in the node's state folder; or take part with ich-client join"
+        raise ConfigurationError(
+            "a shared ledger is of hospital folders alone", where=mapping.where("privacy", "ledger"), hint=hint
+        )
+    found = load_hospitals([mapping], data, document, state / "cache")
     if len(found) != 1:
         raise ConfigurationError(f"{len(found)} hospitals in one file", where=str(hospital), hint="leave out split_by")
     return Site(Plan(document.value, seed, found[0].weights), found[0], state)
 
 
-app = build_app(site_of_node)
+app = build_app(site_of_node, Guard(permit=within_limits))
+"""Whoever starts a node with a federation file has agreed to it; what hospital.yaml rules out is ruled out here too."""

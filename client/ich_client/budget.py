@@ -5,7 +5,7 @@ lost to a crash are lost. And with `limits.epsilon` all studies together, on pat
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ich_client.hospital import Limits
@@ -19,6 +19,29 @@ from ich_models.privacy import Privacy, learning
 
 SLACK: Final = 1e-9
 """By which a sum may miss its limit."""
+
+
+def too_open(limits: Limits, privacy: Privacy | None) -> str | None:
+    """Why a study tells more than `limits.privacy: required` lets it; None: it does not, or the hospital does not ask.
+
+    Exact figures are of weights that the server chooses, and tell of the patients what no epsilon bounds.
+    """
+    if limits.privacy != "required":
+        return None
+    if privacy is None:
+        return "this study has none"
+    return (
+        "this study asks for exact figures (privacy.metrics)"
+        if privacy.metrics == "exact" and limits.send_metrics
+        else None
+    )
+
+
+EVALUATION: Final = "evaluation"
+"""What a charge for noised figures is for; all others are for rounds."""
+
+RECOGNISED: Final = 0.5
+"""Share of the patients that could be known to the ledger, under which their identifiers may have changed."""
 
 
 @dataclass(frozen=True)
@@ -138,14 +161,14 @@ class Budget:
 
     def warnings(self) -> Iterator[Problem]:
         """What people here should know before they agree."""
-        known = self.ledger.read().cohorts
-        if known and not self.charges():
-            message = f"none of these patients stands in the ledger, which knows {len(known)} other groups"
-            yield Problem(
-                message,
-                str(self.ledger.path),
-                "if identifiers were changed since, what they bore before is not counted: keep identifiers as they are",
-            )
+        known = frozenset().union(*self.ledger.read().cohorts.values())
+        if known:
+            here = self.ledger.cohort(self.patients)[1]
+            share = len(known & here) / min(len(known), len(here))
+            if share < RECOGNISED:
+                message = f"{len(known & here):,} of these {len(here):,} patients stand in the ledger, which knows {len(known):,}"
+                hint = "if identifiers were changed since, what the others bore before is not counted: keep identifiers as they are"
+                yield Problem(message, str(self.ledger.path), hint)
         if not 0.5 <= self.stated / len(self.patients) <= 2:
             message = f"{self.stated:,} patients are stated for hospital '{self.hospital}', and {len(self.patients):,} take part"
             yield Problem(message, "privacy.patients", "the steps are too short or too long by as much")
@@ -161,13 +184,31 @@ class Budget:
         steps = self.privacy.steps(stage) * len(folds)
         with self.ledger.writing(self.patients) as writer:
             sigma = self._terms(writer.charges).sigma
-            row = Steps(sigma, self.privacy.rate, steps)
-            return sigma, self._reserve(writer, seed, f"round {round_number}", folds, row)
+            row, what = Steps(sigma, self.privacy.rate, steps), f"round {round_number}"
+            if self.privacy.per == "model":
+                self._check_models(writer, seed, what, folds, row)
+            return sigma, self._reserve(writer, seed, what, folds, row)
 
     def figures(self, seed: int, folds: Sequence[str], questions: int) -> Charge:
         """Reserve the noised counts of so many evaluations. Raises RefusedError(BUDGET)."""
         with self.ledger.writing(self.patients) as writer:
-            return self._reserve(writer, seed, "evaluation", folds, Steps(self.privacy.metrics_noise, 1.0, questions))
+            return self._reserve(writer, seed, EVALUATION, folds, Steps(self.privacy.metrics_noise, 1.0, questions))
+
+    def _check_models(self, writer: Writer, seed: int, what: str, folds: Sequence[str], row: Steps) -> None:
+        """Raise RefusedError(BUDGET) if one of these models of this seed would cost more than each was promised to.
+
+        The seed's figures count as if they were all of that model.
+        """
+        plan, study = self.programme, self.federation.hash
+        figures = [replace(one, steps=one.steps // plan.seeds) for one in plan.figures]
+        mine = [one for one in writer.charges if (one.study, one.seed) == (study, seed) and one.what != EVALUATION]
+        for fold in folds:
+            before = [one.of_each_model for one in mine if fold in one.folds]
+            rows = (*before, replace(row, steps=row.steps // len(folds)), *figures)
+            if not affordable(rows, plan.delta, plan.model + SLACK):
+                reached = epsilon(rows, plan.delta)
+                message = f"{what} would bring model {fold} to epsilon {reached:.3g}; it has promised {plan.model:.3g} of each"
+                raise RefusedError(Code.BUDGET, message)
 
     def _reserve(self, writer: Writer, seed: int, what: str, folds: Sequence[str], row: Steps) -> Charge:
         plan, study = self.programme, self.federation.hash

@@ -1,5 +1,6 @@
 """What is made once of a hospital's images, kept on disk: entries under a key, whole or absent, the oldest removed when full."""
 
+import errno
 import fcntl
 import json
 import os
@@ -52,6 +53,10 @@ class Cache:
         """The folder of an entry, every byte of it verified, or None."""
         entry = self._entry(key)
         try:
+            seen = _which(entry)
+        except FileNotFoundError:
+            return None
+        try:
             files = json.loads((entry / MANIFEST).read_bytes())["files"]
             if {path.name for path in entry.iterdir()} != {*files, MANIFEST}:
                 raise ValueError("other files than were written")
@@ -59,12 +64,8 @@ class Cache:
                 if (entry / name).stat().st_size != size or _check(entry / name) != check:
                     raise ValueError(f"{name} is damaged")
             os.utime(entry / MANIFEST)
-        except FileNotFoundError:
-            if entry.exists():
-                self._remove(entry)
-            return None
         except (ValueError, TypeError, KeyError, AttributeError, OSError):
-            self._remove(entry)
+            self._remove(entry, seen)
             return None
         return entry
 
@@ -88,12 +89,15 @@ class Cache:
             _to_disk(draft)
             with suppress(FileExistsError):
                 entry.parent.mkdir()
-            try:
-                draft.rename(entry)
-            except OSError:  # it is there: somebody else was faster, or it is damaged
-                if self.get(key) is None:
-                    self._remove(entry)
+            while True:
+                try:
                     draft.rename(entry)
+                except OSError as error:
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
+                    if self.get(key) is None:  # it was damaged; looking at it has removed it
+                        continue
+                break
             _to_disk(entry.parent)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -138,12 +142,20 @@ class Cache:
                     self.drop(key)
                     self._size -= own
 
-    def _remove(self, entry: Path) -> None:
-        """Out of sight in one step, then piece by piece."""
+    def _remove(self, entry: Path, seen: tuple[int, int] | None = None) -> None:
+        """Out of sight in one step, then piece by piece. `seen`: not if another has been put in its place meanwhile."""
         aside = self._work / f"{entry.name}.{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}"
         with suppress(FileNotFoundError):
+            if seen not in (None, _which(entry)):
+                return
             entry.rename(aside)
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _which(entry: Path) -> tuple[int, int]:
+    """What tells a folder from another of its name. Raises FileNotFoundError."""
+    found = entry.stat()
+    return found.st_ino, found.st_ctime_ns
 
 
 def _check(path: Path) -> int:

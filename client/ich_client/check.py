@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ich_client import egress
-from ich_client.budget import Budget
+from ich_client.budget import Budget, too_open
 from ich_client.hospital import HospitalConfig, load_mappings
 from ich_client.images import EVERYBODY, Ask, Summary
 from ich_client.labels import TYPES
@@ -315,8 +315,10 @@ def _figures(federation: Federation) -> str:
         tested.append("the model of all hospitals")
     each = f"patients, events and {len(METRICS)} metrics with 95 % intervals ({', '.join(METRICS)})"
     if federation.privacy is not None and federation.privacy.metrics == "noised":
-        each = "patients, events and metrics, made of counts with noise, without intervals"
-    if federation.task.kind == "slices":
+        each = (
+            "patients, events and metrics, made of counts with noise, without intervals, calibration or decision curves"
+        )
+    elif federation.task.kind == "slices":
         each = (
             "patients, events, and for each type of haemorrhage slices and patients with a label, those with the type and"
             f" {len(TYPE_METRICS)} metrics with 95 % intervals ({', '.join(TYPE_METRICS)})"
@@ -370,7 +372,10 @@ def examine(federation: Federation, hospitals: Sequence[Hospital], ledger: Ledge
 
 def _cost(budget: Budget | None, weights: int) -> tuple[Told, ...]:
     """What the study costs this hospital's patients."""
-    return () if budget is None else tuple(Told(*line) for line in budget.told(weights))
+    if budget is None:
+        return ()
+    lines = [*budget.told(weights), *([] if budget.ledger is EMPTY else [("ledger", budget.ledger.said)])]
+    return tuple(Told(*line) for line in lines)
 
 
 def _noticed(budget: Budget | None, weights: int) -> Iterator[Problem]:
@@ -383,9 +388,12 @@ def _noticed(budget: Budget | None, weights: int) -> Iterator[Problem]:
 
 def _refused(federation: Federation, hospital: Hospital, budget: Budget | None) -> Iterator[Problem]:
     """Why this hospital's client would answer with a code (SMALL_CELLS, POLICY, BUDGET) in place of its part in the study."""
-    if hospital.limits.privacy == "required" and federation.privacy is None:
-        message = f"hospital '{hospital.name}' will not take part: it asks for privacy, and the study has none"
-        yield Problem(message, hint="limits.privacy: optional, if people here agree; or ask for a private study")
+    if (why := too_open(hospital.limits, federation.privacy)) is not None:
+        message = f"hospital '{hospital.name}' will not take part: it asks for privacy, and {why}"
+        hint = "limits.privacy: optional, if people here agree; or ask for a private study"
+        if federation.privacy is not None:
+            hint += " with metrics: noised or not_sent, or write send_metrics: false"
+        yield Problem(message, hint=hint)
     if budget is not None and (problem := budget.refusal()) is not None:
         yield problem
     k = max(federation.evaluation.small_cells, hospital.limits.small_cells)

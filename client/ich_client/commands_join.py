@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +15,8 @@ from flwr.app import Context
 from rich.console import Console
 
 from ich_client import home as homes
-from ich_client import policy
-from ich_client.app import SiteOf, build_app
+from ich_client import machine, policy
+from ich_client.app import SiteOf, build_app, refusal
 from ich_client.flower import Done, Server, stay_joined
 from ich_client.home import Home
 from ich_client.images import Ask
@@ -74,31 +75,38 @@ def join(
 
     A server that goes away is waited for. What is sent is in the audit log (ich-client audit).
     """
-    _log_to_terminal()
     opened = homes.open_home(folder)
-    key = homes.load_key(opened)
+    homes.load_key(opened)
     limits = homes.load_mapping(opened).value.limits
     if limits.approval == "required" and not policy.approved(opened.audit / "approvals.jsonl", opened.facts.federation):
         hint = "read and approve it: ich-client approve"
         raise ConfigurationError(f"study '{opened.facts.study}' is not approved with this version", hint=hint)
-    hospital = load_hospital(opened, data or folder)
-    extra = "" if ca is None else ca.read_text()
-    server = Server(opened.facts.address, opened.authority + extra, opened.facts.bundle)
+    machine.device(limits.device)  # before the server counts on this hospital
+    with homes.locked(opened):
+        _log_to_terminal()
+        _stay(opened, load_hospital(opened, data or folder), "" if ca is None else ca.read_text())
+
+
+def _stay(opened: Home, hospital: Hospital, authorities: str) -> None:
+    """Take part until a signal says to leave. `authorities`: PEM, beside the federation's own."""
+    server = Server(opened.facts.address, opened.authority + authorities, opened.facts.bundle)
     torch.set_num_threads(hospital.limits.threads)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     _say("hospital", f"{hospital.name}: {len(hospital.patients):,} patients")
-    stay_joined(
+    guard = policy.guard(opened.audit)
+    told = stay_joined(
         server,
-        key,
-        build_app(site_of(opened, hospital), policy.guard(opened.audit)),
+        homes.load_key(opened),
+        build_app(site_of(opened, hospital), guard),
         {},
+        partial(refusal, guard),
         stop,
         _task_done,
         opened.keep_clock,
     )
-    _say("left", "the server was told")
+    _say("left", "the server was told" if told else "the server could not be told; it notices by itself")
 
 
 def load_hospital(opened: Home, data: Path) -> Hospital:

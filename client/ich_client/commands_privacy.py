@@ -73,7 +73,9 @@ def ledger(
     book = opened.ledger.read()
     known = len(list(anchors(opened.ledger.anchor)))
     if verify:
-        _say("verified", f"{book.lines} lines; the audit log knows {known} of them, and they are as they were")
+        _say(
+            "verified", f"{book.lines} lines; this folder's audit log knows {known} of them, and they are as they were"
+        )
         _say("head", book.head)
         return
     limit = homes.load_mapping(opened).value.limits.epsilon
@@ -81,6 +83,7 @@ def ledger(
         sys.stdout.write(json.dumps(_whole(opened, book, limit), indent=2) + "\n")
         return
     found = borne(book)
+    _say("ledger", opened.ledger.said)
     _say("spent", summary(opened.ledger))
     _say("limit", "none" if limit is None else f"epsilon {limit:g} for all studies together (limits.epsilon)")
     if limit is not None:
@@ -92,7 +95,7 @@ def ledger(
         _say(word, text)
     if book.charges:
         Console(emoji=False, highlight=False, soft_wrap=True).print(_history(book.charges))
-    _say("verified", f"{book.lines} lines, {known} of them in the audit log; head {book.head}")
+    _say("verified", f"{book.lines} lines, {known} of them in this folder's audit log; head {book.head}")
 
 
 def _study(opened: Home, book: Book) -> list[tuple[str, str]]:
@@ -136,6 +139,8 @@ def _whole(opened: Home, book: Book, limit: float | None) -> dict[str, Any]:
             "spent": epsilon(spent(mine), plan.delta),
             "delta": plan.delta,
         },
+        "ledger": str(opened.ledger.path.parent),
+        "folders": len(book.homes | {opened.ledger.home}),
         "head": book.head,
         "lines": book.lines,
         "groups": {name: len(patients) for name, patients in book.cohorts.items()},

@@ -95,7 +95,7 @@ def _privacy(opened: Home) -> list[tuple[str, str]]:
     federation = opened.federation.value
     plan = Plan(federation, federation.training.seeds[0])
     spent = summary(opened.ledger)
-    lines = [*privacy_words.told(federation, plan.weights.size), ("spent", spent)]
+    lines = [*privacy_words.told(federation, plan.weights.size), ("spent", spent), ("ledger", opened.ledger.said)]
     return lines + [("warning", problem.message) for problem in privacy_words.warnings(federation, plan.weights.size)]
 
 

@@ -17,7 +17,7 @@ from ich_client.budget import Budget
 from ich_client.site import Site
 from ich_client.splits import of as splits_of
 from ich_client.tasks import RefusedError
-from ich_models import extras
+from ich_models import clinical, extras
 from ich_models.batch import Patients
 from ich_models.errors import Code
 from ich_models.federation import Federation
@@ -123,12 +123,20 @@ def _statistics(site: Site, reply: StatisticsReply) -> StatisticsReply:
     train = site.split(0).train
     rest = np.setdiff1d(np.arange(len(patients)), train)
     told_apart = [rows for part in reply.parts if part for rows in (site.split(part).train, site.split(part).test)]
-    few_events = [few_of_a_class(patients.labels[rows], k) for rows in (np.arange(len(patients)), train, rest)]
+    # told are the events of all, of the training patients and, in an answer, of the test's: the others follow
+    apart = (np.arange(len(patients)), train, rest, site.split(0).validation)
+    few_events = [few_of_a_class(patients.labels[rows], k) for rows in apart]
     in_parts = any(few_events) or any(few_of_a_class(patients.labels[rows], k) for rows in told_apart)
     counts = np.concatenate([np.zeros(patients.table.shape[1], np.bool_), extras.counted(site.plan.extras)])
     hidden = _counts_of_few(site, (np.arange(len(patients)), train, rest, *told_apart))
-    few = [np.where(counts, hidden, _few(site.told[rows], k)) for rows in (train, *told_apart)]
+    levels = clinical.categories(site.plan.federation.modalities.table)
+    joined = [_joined(site.told[rows], levels, k) for rows in (train, *told_apart)]
+    few = [
+        np.where(counts, hidden, _few(site.told[rows], k)) | np.isin(np.arange(len(counts)), list(column.values()))
+        for rows, column in zip((train, *told_apart), joined, strict=True)
+    ]
     whole = _told_of_few(site.told[train], reply.parts[0], few[0], k, counts)
+    whole = _without_remainder(whole, levels, joined[0], k)
     parts = {0: _with_events(whole, hidden=any(few_events))}
     for part, sums in reply.parts.items():
         if part:
@@ -160,6 +168,43 @@ def _few(table: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
     of_two_values = np.all(~known | (table == 0) | (table == 1), axis=0)
     cells = (count, len(table) - count, np.where(of_two_values, yes, 0), np.where(of_two_values, count - yes, 0))
     return np.asarray(np.any([(cell > 0) & (cell < k) for cell in cells], axis=0))
+
+
+def _yes(table: NDArray[np.float64], category: slice) -> tuple[NDArray[np.int64], int]:
+    """Patients at each told level of a category, and at its first, which has no column: what the others leave over."""
+    known = table[:, category][~np.isnan(table[:, category]).any(axis=1)]
+    return known.sum(axis=0).astype(np.int64), len(known) - int(known.sum())
+
+
+def _joined(table: NDArray[np.float64], levels: Sequence[slice], k: int) -> dict[int, int]:
+    """Category -> the column that is told together with the first level, where that one's patients would follow.
+
+    All known less the told levels leaves the first level and those that are told as k / 2. If together they are a few, the
+    smallest level that is none of them is told with them.
+    """
+    found: dict[int, int] = {}
+    for number, category in enumerate(levels):
+        yes, left = _yes(table, category)
+        few = np.array([_small(int(one), k) for one in yes])
+        if _small(left + int(yes[few].sum()), k) and (large := np.flatnonzero(~few & (yes > 0))).size:
+            found[number] = category.start + int(large[yes[large].argmin()])
+    return found
+
+
+def _without_remainder(
+    sums: PartStatistics, levels: Sequence[slice], joined: Mapping[int, int], k: int
+) -> PartStatistics:
+    """The sums with the joined columns such that a category's first level, too, comes out as k / 2 patients."""
+    columns = list(zip(sums.count, sums.mean, sums.m2, strict=True))
+    for number, column in joined.items():
+        count = sums.count[column]
+        if not count:
+            continue
+        others = [place for place in range(levels[number].start, levels[number].stop) if place != column]
+        told = sum((sums.count[place] or 0.0) * sums.mean[place] for place in others)
+        mean = max(k / 2, count - told - k / 2) / count
+        columns[column] = (count, mean, count * mean * (1 - mean))
+    return _with_columns(sums, columns)
 
 
 def _counts_of_few(site: Site, groups: Sequence[NDArray[np.int64]]) -> NDArray[np.bool_]:

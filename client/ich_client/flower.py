@@ -19,10 +19,9 @@ from uuid import uuid4
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
-from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto, message_to_proto, run_from_proto
 from flwr.proto.fleet_pb2 import (  # pylint: disable=no-name-in-module
     ActivateNodeRequest,
@@ -53,7 +52,7 @@ from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from ich_models.errors import ConfigurationError, RunError
+from ich_models.errors import Code, ConfigurationError, RunError
 from ich_models.protocol import ATTEMPT, PACKAGE, VERSION
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,11 @@ FLWR: Final = "1.41.0"
 """The version whose internals this module knows."""
 
 HEARTBEAT: Final = 15.0
-"""Seconds between signs of life. Who has given none for twice as long is gone for the server, and may connect again."""
+"""Seconds after which the server is promised a sign of life. Who has given none for twice as long is gone for it, and may
+connect again."""
+
+BEAT: Final = 12.0
+"""Seconds between signs of life."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 3.0
 """Seconds between two looks for a task, doubled while there is none."""
@@ -160,19 +163,22 @@ def stay_joined(
     key: EllipticCurvePrivateKey,
     app: ClientApp,
     node_config: dict[str, str | int | float | bool],
+    refuse: Callable[[Code], RecordDict],
     stop: threading.Event,
     done: Callable[[Done], None] = lambda task: None,
     met: Callable[[float], None] = lambda ahead: None,
-) -> None:
-    """Answer the server's tasks until `stop` is set. A server that goes away is waited for. `met`: as in `check_server`.
+) -> bool:
+    """Answer the server's tasks until `stop` is set; whether the server knows of the end. One that goes away is waited for.
 
+    `refuse`: what goes out, and is written down, for a task that never comes to the app. `met`: as in `check_server`.
     Raises RunError if the server does not admit this key, and what `check_server` raises.
     """
     require_version()
     check_server(server, stop, met)
     if stop.is_set():
-        return
-    with suppress(_StoppedError), _Connection(server, key, stop) as connection:
+        return False
+    connection = _Connection(server, key, stop)
+    with suppress(_StoppedError), connection:
         pause = FIRST_PAUSE
         while not stop.is_set():
             task = connection.fetch()
@@ -182,27 +188,32 @@ def stay_joined(
                 continue
             pause = FIRST_PAUSE
             began = time.monotonic()
-            reply = _answer(
-                app, task, connection.node, node_config, allowed=connection.bundle_of(task) == server.bundle
-            )
+            if connection.bundle_of(task) == server.bundle:
+                reply = _answer(
+                    app, task, Context(task.metadata.run_id, connection.node, node_config, RecordDict(), {}), refuse
+                )
+            else:
+                log.error("a run with another bundle than the kit's: refused, nothing of it was fetched")
+                reply = Message(refuse(Code.PROTOCOL), reply_to=task)
             sent = connection.send(reply)
             metadata = task.metadata
             done(Done(metadata.message_type, metadata.group_id, time.monotonic() - began, sent))
+    return connection.told
 
 
-def _answer(
-    app: ClientApp, task: Message, node: int, node_config: dict[str, str | int | float | bool], *, allowed: bool
-) -> Message:
-    """What the installed ClientApp says; it catches its own exceptions, and if one escapes nothing of it is told."""
-    if not allowed:
-        log.error("a run with another bundle than the kit's: refused, nothing of it was fetched")
-        return Message(Error(ErrorCode.INVALID_FAB, "another bundle"), reply_to=task)
-    context = Context(task.metadata.run_id, node, node_config, RecordDict(), {})
+def _answer(app: ClientApp, task: Message, context: Context, refuse: Callable[[Code], RecordDict]) -> Message:
+    """What the installed ClientApp says; it catches its own exceptions, and of one that escapes nothing is told.
+
+    Flower's error replies would carry a text of their own, and would be in no hospital's record.
+    """
     try:
         return app(task, context)
+    except ValueError as error:  # Flower's word for a kind of task that the app does not know
+        log.error("refused: %s", error)
+        return Message(refuse(Code.MALFORMED), reply_to=task)
     except Exception:
         log.exception("the task could not be done")
-        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "see the hospital's log"), reply_to=task)
+        return Message(refuse(Code.INTERNAL), reply_to=task)
 
 
 class _Attempt:
@@ -240,7 +251,11 @@ class _Connection:
         )
         self._bundles: dict[int, str] = {}
         self._ended = threading.Event()
+        self._heard = threading.Event()
+        """Set by every heartbeat that the server has answered."""
         self.node = 0
+        self.told = False
+        """Whether the server knows that this is the end."""
 
     def __enter__(self) -> "_Connection":
         self._activate()
@@ -253,6 +268,7 @@ class _Connection:
         self._heart.join(5)  # while Python ends it could take the process down with it
         with suppress(httpx.HTTPError, RuntimeError):  # the server notices by itself
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node))
+            self.told = True
 
     def _activate(self) -> None:
         """Say hello. A client that died is refused until its heartbeats have run out: that long, a refusal is no answer."""
@@ -280,6 +296,7 @@ class _Connection:
         """The server's answer, whenever it comes. Raises _DeniedError for a refusal, _StoppedError once `stop` is set."""
         pause = FIRST_RETRY
         while True:
+            self._heard.clear()
             try:
                 return function(request)
             except httpx.TransportError as error:
@@ -296,15 +313,22 @@ class _Connection:
                     log.error(
                         "what answers there has no certificate of this federation's CA: another server, or a proxy"
                     )
-            self._stop.wait(pause)
+            self._rest(pause)
             pause = min(2 * pause, LONGEST_RETRY)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait so long, or until a heartbeat is answered: from then on the server counts on this hospital, and sends tasks."""
+        end = time.monotonic() + seconds
+        while not self._stop.is_set() and not self._heard.is_set() and (left := end - time.monotonic()) > 0:
+            self._stop.wait(min(left, FIRST_PAUSE))
 
     def _beat(self) -> None:
         """Signs of life, also while a task is being done."""
-        while not self._ended.wait(HEARTBEAT * 0.8):
+        while not self._ended.wait(BEAT):
             request = SendNodeHeartbeatRequest(node=Node(node_id=self.node), heartbeat_interval=HEARTBEAT)
             try:
                 self._client.SendNodeHeartbeat(request)
+                self._heard.set()
             except (httpx.HTTPError, RuntimeError) as error:
                 log.debug("heartbeat: %s", type(error).__name__)
 

@@ -1,7 +1,8 @@
 """The hospital's folder: the kit, the key that never leaves, hospital.yaml, and where the client keeps its records."""
 
+import hashlib
 import json
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,11 +18,14 @@ from ich_models.errors import ConfigurationError
 from ich_models.federation import Federation, load_federation
 from ich_models.files import read_json, write_atomic, write_json, write_secret
 from ich_models.kit import Facts
+from ich_models.one_at_a_time import alone
 from ich_models.strict import Strict
 from ich_models.yaml_config import Document, load
 
 HOSPITAL: Final = "hospital.yaml"
 CLOCK: Final = "clock.json"
+PRIVACY: Final = "privacy"
+"""The folder of the ledger, unless hospital.yaml names another."""
 
 TEMPLATE: Final = """\
 # What the study's variables are called in your table. It never leaves this machine.
@@ -35,6 +39,7 @@ table:
 # images: {{folder: images, link: patient}}   # DICOM; for a study that looks at images
 limits:
   small_cells: 10             # counts below this do not leave the hospital
+# privacy: {{ledger: /srv/ich/privacy}}      # of another folder like this one, whose private studies asked the same patients
 """
 
 
@@ -88,8 +93,30 @@ class Home:
 
     @property
     def ledger(self) -> Ledger:
-        """What the patients have been asked to bear by private studies, anchored in the log of what left."""
-        return Ledger(self.folder / "privacy", self.audit / "log.jsonl")
+        """What the patients have been asked to bear by private studies, anchored in the log of what left.
+
+        This folder's own, or the one that hospital.yaml names, which other folders share. Raises ConfigurationError if that
+        one is not there, or would make the folder's own forgotten: either way patients would have a fresh budget.
+        """
+        own, named = self.folder / PRIVACY, load_mapping(self).value.privacy.ledger
+        folder = own if named is None else self.folder / named
+        if folder.resolve() != own.resolve():
+            where = f"{self.hospital}: privacy.ledger"
+            if not folder.is_dir():
+                hint = (
+                    f"name the folder {PRIVACY}/ of the other hospital folder; make it (mkdir) if nothing is in it yet"
+                )
+                raise ConfigurationError(f"there is no ledger folder {folder}", where=where, hint=hint)
+            if Ledger(own, self.audit).path.exists():
+                message = f"this folder has a ledger of its own, {own}, which would not be counted any more"
+                hint = f"leave privacy.ledger out here, and name {own} in the other hospital folder"
+                raise ConfigurationError(message, where=where, hint=hint)
+        return Ledger(folder, self.audit / "log.jsonl", self.identity)
+
+    @property
+    def identity(self) -> str:
+        """Of this folder among those that write to one ledger: it stays if the folder is moved, or made anew by its kit."""
+        return hashlib.sha256(f"{self.name}\n{self.authority}".encode()).hexdigest()[:16]
 
     def keep_clock(self, ahead: float) -> None:
         """Write down by how many seconds this clock is ahead of the server's, for `ich-client check`, which asks nobody."""
@@ -122,7 +149,10 @@ def create(path: Path, folder: Path) -> Home:
     authority, name = _whose(folder)
     if (authority or given.files[kit.CA], name or given.facts.hospital) != (given.files[kit.CA], given.facts.hospital):
         which = "federation (its CA is another)" if name in (None, given.facts.hospital) else "hospital"
-        hint = "use a folder of its own (--home) for another federation"
+        hint = (
+            "use a folder of its own (--home) for another federation; if its patients are the same, write into its hospital.yaml"
+            f" privacy: {{ledger: {(folder / PRIVACY).resolve()}}}, so that what private studies take from them adds up"
+        )
         raise ConfigurationError(f"this folder belongs to another {which} than the kit", where=str(path), hint=hint)
     for name, content in given.files.items():
         write_atomic(folder / "kit" / name, content)
@@ -192,6 +222,13 @@ def load_key(home: Home) -> ec.EllipticCurvePrivateKey:
         raise ConfigurationError("the private key is gone", where=str(home.key), hint=hint) from None
     except ValueError as error:
         raise ConfigurationError("not a private key", where=str(home.key), hint="take it from a backup") from error
+
+
+def locked(home: Home) -> AbstractContextManager[None]:
+    """No other ich-client takes part from this folder meanwhile: two would count the answers that they may give apart,
+    and write over each other's state. Raises RunError if one does."""
+    hint = "leave it running, or end that one first (Ctrl-C, or your service's stop)"
+    return alone(home.folder, home.folder / "join.lock", "an ich-client join", hint)
 
 
 def load_mapping(home: Home) -> Document[HospitalConfig]:

@@ -266,7 +266,7 @@ class Limits(Strict):
     approval: Literal["required", "all"] = "required"
     """`required`: a study must be approved by people (ich-client approve); `all`: every study of the kit's server is."""
     privacy: Literal["optional", "required"] = "optional"
-    """`required`: no study without differential privacy."""
+    """`required`: no study without differential privacy, and none that asks for exact figures unless none are sent."""
     epsilon: Annotated[float, Field(gt=0, le=100)] | None = None
     """What all studies together may tell of a patient; without it, what each study that is approved promises."""
     send_metrics: bool = True
@@ -275,6 +275,14 @@ class Limits(Strict):
     """How many hospitals a study may have: each is one more model of which this hospital tells figures."""
     answers: Annotated[int, Field(ge=1, le=1000)] = 5
     """How often the same is answered: a round after a resume; an evaluation. More would let a server probe."""
+
+
+class PrivacySettings(Strict):
+    """Where it is written down what private studies have taken from this hospital's patients."""
+
+    ledger: Title | None = None
+    """The folder of the ledger, of another hospital folder whose studies ask the same patients: both then add up. Relative
+    to the folder of this file; by default a ledger of its own, privacy/ beside it."""
 
 
 class CacheSettings(Strict):
@@ -299,6 +307,7 @@ class HospitalConfig(Strict):
     data folder."""
     images: Images | None = None
     limits: Limits = Limits()
+    privacy: PrivacySettings = PrivacySettings()
     cache: CacheSettings = CacheSettings()
 
 

@@ -23,6 +23,7 @@ from ich_client import machine, study_images, workers
 from ich_client.cache import Cache
 from ich_client.dicom.reasons import HINTS, Reason, Refusal
 from ich_client.dicom.series import Refused
+from ich_client.file_hashes import FileHashes
 from ich_client.hospital import HospitalConfig
 from ich_client.image_finds import RADIOGRAPH, Finds, Study, Watch, mask_of
 from ich_client.image_mapping import Images
@@ -39,6 +40,9 @@ from ich_models.yaml_config import Document
 
 MODALITY: Final = {"ct": "CT", "ct_slices": "CT", "mr": "MR", "radiograph": RADIOGRAPH}
 """What a study must hold for each kind of image."""
+
+HASHES: Final = "hashes.sqlite"
+"""In the cache's folder: what is known of the hospital's files."""
 
 TRIES: Final = 3
 """How often an entry is made that others' entries push out of the cache at once."""
@@ -260,19 +264,21 @@ def _prepare(
         aside += [_aside("", one) for one in finds.aside]
         found_labels = _labels(document, images, data, spec)
         network = _network(document, images, data, spec)
-        made = _make_all(
-            patients,
-            images,
-            finds,
-            data,
-            spec,
-            found_labels,
-            store,
-            document.value.limits.threads,
-            ask,
-            seconds,
-            network,
-        )
+        with FileHashes(store.folder / HASHES) as hashes:
+            made = _make_all(
+                patients,
+                images,
+                finds,
+                data,
+                spec,
+                found_labels,
+                store,
+                document.value.limits.threads,
+                ask,
+                seconds,
+                network,
+                hashes,
+            )
     else:
         found_labels, made = {}, 0
     for one in patients:
@@ -367,6 +373,7 @@ def _make_all(
     ask: Ask,
     seconds: dict[str, float],
     network: Network | None,
+    hashes: FileHashes,
 ) -> int:
     """Give every patient the first study that makes an image; how many patients' were not in the cache."""
     sequences = tuple(sorted(images.sequences.items()))
@@ -389,7 +396,7 @@ def _make_all(
 
     def task_of(one: _Patient) -> Task:
         study, mask = one.studies[one.tried], mask_of(masks, one.name)
-        files = _digest([*study.files(MODALITY[spec.kind]), *([mask] if mask else [])], study)
+        files = _digest([*study.files(MODALITY[spec.kind]), *([mask] if mask else [])], study, hashes)
         labelled = frozenset(study.instances() & labels.keys())
         own = study.only(MODALITY[spec.kind])
         return Task(own, finds.root, wishes, files, store.folder, store.limit, mask, labelled)
@@ -417,13 +424,12 @@ def _make_all(
     return fresh
 
 
-def _digest(paths: Sequence[Path], study: Study) -> str:
+def _digest(paths: Sequence[Path], study: Study, hashes: FileHashes) -> str:
     """SHA-256 of all files of a study that may be read, and of what is known of those that may not."""
     parts: list[object] = []
     for path in paths:
         try:
-            with path.open("rb") as file:
-                parts.append(hashlib.file_digest(file, "sha256").hexdigest())
+            parts.append(hashes.of(path))
         except OSError as error:  # told again, and in full, when it is read
             parts.append(type(error).__name__)
     names = [entry.path.name for entry in study.images if isinstance(entry, Entry)]

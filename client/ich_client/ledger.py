@@ -4,16 +4,17 @@ A line is a reservation, made and on disk before the first gradient; a second li
 less. Without the second the whole reservation counts: a crash never under-counts. Patients are known here by a digest
 under a salt that stays in this folder. Groups of patients that share anybody are charged together.
 
-The lines are chained (`hash_chain`); the hash of each reservation is also written into another log, the anchor, so that a
-ledger that is deleted, cut, rolled back or edited by itself is found out: before each reservation and by `verify`.
+The lines are chained (`hash_chain`); the hash of each reservation and settlement is also written into another log, the anchor, so that a
+ledger that is deleted, cut, rolled back or edited by itself is found out, and an anchor that is: before each reservation
+and by `verify`. Several hospital folders may share a ledger, each with an anchor of its own.
 """
 
 import fcntl
 import hashlib
 import hmac
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -59,6 +60,12 @@ class Charge:
         steps = self.reserved.steps if self.settled is None else self.settled
         return Steps(self.reserved.sigma, self.reserved.rate, steps)
 
+    @property
+    def of_each_model(self) -> Steps:
+        """What each of its models had, of a round: those that began alike were trained once, and each had all of that."""
+        steps = 0 if self.settled == 0 else self.reserved.steps // len(self.folds)
+        return Steps(self.reserved.sigma, self.reserved.rate, steps)
+
 
 @dataclass(frozen=True)
 class Book:
@@ -68,6 +75,8 @@ class Book:
     charges: tuple[Charge, ...]
     head: str
     lines: int
+    homes: frozenset[str]
+    """The hospital folders that have reserved, as `Ledger.home`."""
 
     def of(self, cohort: str) -> tuple[Charge, ...]:
         """What this group's patients may have borne."""
@@ -85,19 +94,69 @@ def spent(charges: Sequence[Charge]) -> tuple[Steps, ...]:
 
 
 class Ledger:
-    """One hospital's ledger: a folder, and the log that anchors it. Processes may share it."""
+    """One hospital's ledger: a folder, and the log that anchors it. Processes may share it.
 
-    def __init__(self, folder: Path, anchor: Path) -> None:
-        self.path, self.anchor = folder / FILE, anchor
+    `home`: which of the hospital folders that write to it this is; each has its own `anchor`.
+    """
+
+    def __init__(self, folder: Path, anchor: Path, home: str = "") -> None:
+        self.path, self.anchor, self.home = folder / FILE, anchor, home
         self._salt = folder / SALT
         self._lock = folder / ".lock"
+
+    @property
+    def said(self) -> str:
+        """Where it lies, and for whom."""
+        others = self.read().homes - {self.home}
+        whose = (
+            "of this folder alone"
+            if not others
+            else f"{len(others)} other hospital folder{'s' * (len(others) > 1)} wrote to it"
+        )
+        return f"{self.path.parent}: {whose}"
 
     # reading
 
     def read(self) -> Book:
         """Everything, verified. Raises DataError if ledger, salt or anchor do not belong together any more."""
+        with self._locked() if self.path.exists() else nullcontext():  # where there is none, none is made
+            return self._book(self._verified())
+
+    def _verified(self) -> list[Entry]:
+        """Every line, and that the anchor knows it."""
         entries = list(hash_chain.read(self.path))
-        self._check_anchors(entries)
+        known = dict(anchors(self.anchor))
+        self._check_known(entries, known)
+        self._check_knowing(entries, known)
+        return entries
+
+    def _check_known(self, entries: Sequence[Entry], known: Mapping[int, str]) -> None:
+        """Every anchored line must stand in the ledger as it was; later lines may follow."""
+        for number, digest in known.items():
+            if number > len(entries):
+                raise self._broken(f"it has {len(entries)} lines, and {self.anchor} knows of {number}")
+            if entries[number - 1].hash != digest:
+                raise self._broken(f"line {number} is not the one that {self.anchor} knows")
+
+    def _check_knowing(self, entries: Sequence[Entry], known: Mapping[int, str]) -> None:
+        """Every reservation of this folder must be anchored. Its last may not be yet: a crash came between the two logs."""
+        own, last = self._own(entries)
+        for entry in own:
+            if entry.number not in known and entry != last:
+                raise DataError(
+                    f"the log that anchors the privacy ledger does not know its line {entry.number}: it has been removed or changed",
+                    where=str(self.anchor),
+                    hint="bring it back from a backup: without it nobody sees whether the ledger was changed."
+                    " Until then no private step is made",
+                )
+
+    def _own(self, entries: Sequence[Entry]) -> tuple[list[Entry], Entry | None]:
+        """This folder's reservations, and the last of them if nobody has settled it."""
+        own = [entry for entry in entries if entry.content["event"] == "reserve" and entry.content["home"] == self.home]
+        settled = {entry.content["reservation"] for entry in entries if entry.content["event"] == "settle"}
+        return own, own[-1] if own and own[-1].number not in settled else None
+
+    def _book(self, entries: Sequence[Entry]) -> Book:
         cohorts: dict[str, frozenset[str]] = {}
         charges: dict[int, Charge] = {}
         for entry in entries:
@@ -113,15 +172,8 @@ class Ledger:
                     before = charges[said["reservation"]]
                     charges[before.number] = replace(before, settled=said["steps"])
         head = entries[-1].hash if entries else hash_chain.START
-        return Book(cohorts, tuple(charges.values()), head, len(entries))
-
-    def _check_anchors(self, entries: Sequence[Entry]) -> None:
-        """Every anchored line must stand in the ledger as it was; later lines may follow."""
-        for number, digest in anchors(self.anchor):
-            if number > len(entries):
-                raise self._broken(f"it has {len(entries)} lines, and {self.anchor} knows of {number}")
-            if entries[number - 1].hash != digest:
-                raise self._broken(f"line {number} is not the one that {self.anchor} knows")
+        homes = frozenset(entry.content["home"] for entry in entries if entry.content["event"] == "reserve")
+        return Book(cohorts, tuple(charges.values()), head, len(entries), homes)
 
     def _broken(self, what: str) -> DataError:
         hint = "bring it back from a backup; what it forgot was spent all the same. Until then no private step is made"
@@ -168,7 +220,7 @@ class Ledger:
         """The ledger of this group of patients, for oneself: what is read within stays true until the end of it."""
         name, digests = self.cohort(patients)
         with self._locked():
-            book = self.read()
+            book = self._book(self._mended())
             if name not in book.cohorts:
                 content = {
                     "event": "patients",
@@ -177,18 +229,30 @@ class Ledger:
                     "patients": sorted(digests),
                 }
                 hash_chain.append(self.path, content)
-                book = self.read()
+                book = self._book(self._verified())
             yield Writer(self, name, book)
+
+    def _mended(self) -> list[Entry]:
+        """Every line; the last reservation is anchored now if a crash came before that."""
+        entries = self._verified()
+        last = self._own(entries)[1]
+        if last is not None and last.number not in dict(anchors(self.anchor)):
+            self._anchor(last)
+        return entries
+
+    def _anchor(self, entry: Entry) -> None:
+        hash_chain.append(self.anchor, {"event": ANCHOR, "number": entry.number, "hash": entry.hash})
 
     def settle(self, charge: Charge, steps: int) -> None:
         """Say how many of the reserved steps were made; once, and never more than were reserved."""
         if not 0 <= steps <= charge.reserved.steps:
             raise ValueError(f"{steps} steps of {charge.reserved.steps}")
         with self._locked():
-            known = {one.number: one for one in self.read().charges}
+            known = {one.number: one for one in self._book(self._mended()).charges}
             if charge.number not in known or known[charge.number].settled is not None:
                 raise ValueError("settled before, or never reserved")
-            hash_chain.append(self.path, {"event": "settle", "reservation": charge.number, "steps": steps})
+            said = {"event": "settle", "reservation": charge.number, "steps": steps}
+            self._anchor(hash_chain.append(self.path, said))
 
 
 @dataclass(frozen=True)
@@ -217,9 +281,10 @@ class Writer:
             "rate": row.rate,
             "steps": row.steps,
             "delta": delta,
+            "home": self.ledger.home,
         }
         entry = hash_chain.append(self.ledger.path, content)
-        hash_chain.append(self.ledger.anchor, {"event": ANCHOR, "number": entry.number, "hash": entry.hash})
+        self.ledger._anchor(entry)
         return _charge(entry)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 import torch
 from packaging.requirements import Requirement
 
-from ich_models.errors import Problem
+from ich_models.errors import ConfigurationError, Problem
 
 State = Literal["well", "warning", "not ready"]
 
@@ -74,7 +74,7 @@ class Room:
 class Needs:
     """What a study needs of this machine. `model`: bytes of all weights of the models that are trained at once;
     `images`: whether it reads images, `dicom`: whether these may be compressed DICOM; `networks`, `private`: whether the packages
-    of these extras are needed; `clock`: seconds ahead of the server, and when that was measured, if it ever was.
+    of these extras are needed; `devices`: each `limits.device`; `clock`: seconds ahead of the server, and when that was measured, if it ever was.
     """
 
     threads: int
@@ -83,6 +83,7 @@ class Needs:
     dicom: bool
     networks: bool
     private: bool = False
+    devices: tuple[str, ...] = ("auto",)
     rooms: tuple[Room, ...] = ()
     weights: tuple[Weights, ...] = ()
     clock: tuple[float, str] | None = None
@@ -91,7 +92,7 @@ class Needs:
 def examine(needs: Needs) -> tuple[Line, ...]:
     """Every line, in the order in which they are shown. Contacts nobody and leaves nothing behind."""
     return (
-        _device(),
+        *map(_device, needs.devices),
         _cores(needs.threads),
         _memory(needs),
         *map(_room, needs.rooms),
@@ -110,13 +111,31 @@ def gigabytes(size: float) -> str:
 # --- device, cores, memory --------------------------------------------------------------------------------------------
 
 
-def _device() -> Line:
-    """The GPU, if there is one."""
+def device(wanted: str) -> torch.device:
+    """Where networks compute, by `limits.device`. Raises ConfigurationError for a device that is not here."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = torch.device(wanted)
+    there = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= there:
+        hint = "write device: cpu, or mend the driver (nvidia-smi) or torch's build for CUDA"
+        raise ConfigurationError(f"limits.device is {wanted}, and torch finds {there} CUDA devices", hint=hint)
+    return found
+
+
+def _device(wanted: str) -> Line:
+    """The GPU, if there is one, and whether networks are trained on it."""
+    try:
+        found = device(wanted)
+    except ConfigurationError as error:
+        (problem,) = error.problems
+        return Line("GPU", problem.message, "not ready", problem.hint, {"name": None})
     if not torch.cuda.is_available():
         return Line("GPU", "none that PyTorch can use; training runs on the processor", values={"name": None})
-    found = torch.cuda.get_device_properties(0)
-    told = f"{found.name}, {gigabytes(found.total_memory)}; training runs on it, unless limits.device says otherwise"
-    return Line("GPU", told, values={"name": found.name, "bytes": found.total_memory})
+    gpu = torch.cuda.get_device_properties(found if found.type == "cuda" else 0)
+    use = "training runs on it" if found.type == "cuda" else "limits.device is cpu: training runs on the processor"
+    told = f"{gpu.name}, {gigabytes(gpu.total_memory)}; {use}"
+    return Line("GPU", told, values={"name": gpu.name, "bytes": gpu.total_memory})
 
 
 def _cores(threads: int) -> Line:

@@ -49,6 +49,7 @@ def of(
         and modalities.image is not None,
         private=plan.federation.privacy is not None,
         networks=bool(set(plan.federation.network.uses) - {"table"}) or modalities.text is not None,
+        devices=tuple(dict.fromkeys(one.value.limits.device for one in documents)),
         rooms=tuple(rooms),
         weights=tuple(dict.fromkeys(_weights(plan, documents, data))),
         clock=clock,

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from ich_client import audit
+from ich_client.budget import too_open
 from ich_client.guard import Guard
 from ich_client.hospital import Limits
 from ich_client.site import Site
@@ -99,6 +100,20 @@ def _fingerprint(patients: Patients) -> str:
 # --- the guard --------------------------------------------------------------------------------------------------------
 
 
+def within_limits(site: Site, task: Task) -> None:
+    """Raise RefusedError(POLICY) for what hospital.yaml itself rules out, wherever the client runs."""
+    limits, federation = site.hospital.limits, site.plan.federation
+    if limits.studies is not None and federation.name not in limits.studies:
+        raise RefusedError(Code.POLICY, f"limits.studies does not name '{federation.name}'")
+    if (why := too_open(limits, federation.privacy)) is not None:
+        raise RefusedError(Code.POLICY, f"limits.privacy asks for differential privacy, and {why}")
+    here = datetime.now().astimezone()
+    if isinstance(task, TrainTask) and limits.hours is not None and not _within(limits.hours, here):
+        raise RefusedError(Code.POLICY, f"asked to train outside limits.hours ({limits.hours})")
+    if isinstance(task, EvaluateTask) and not limits.send_metrics:
+        raise RefusedError(Code.POLICY, "asked for metrics, and limits.send_metrics is false")
+
+
 def guard(folder: Path) -> Guard:
     """What stands between the server and a hospital at work: `folder` holds the audit log and the approvals."""
     log, approvals = folder / "log.jsonl", folder / "approvals.jsonl"
@@ -119,15 +134,7 @@ def guard(folder: Path) -> Guard:
         if limits.approval == "required" and not approved(approvals, task.federation):
             hint = "ich-client approve shows it and asks"
             raise RefusedError(Code.APPROVAL, f"this study is not approved with version {PACKAGE}: {hint}")
-        if limits.studies is not None and site.plan.federation.name not in limits.studies:
-            raise RefusedError(Code.POLICY, f"limits.studies does not name '{site.plan.federation.name}'")
-        if limits.privacy == "required" and site.plan.federation.privacy is None:
-            raise RefusedError(Code.POLICY, "limits.privacy asks for differential privacy, and this study has none")
-        here = datetime.now().astimezone()
-        if isinstance(task, TrainTask) and limits.hours is not None and not _within(limits.hours, here):
-            raise RefusedError(Code.POLICY, f"asked to train outside limits.hours ({limits.hours})")
-        if isinstance(task, EvaluateTask) and not limits.send_metrics:
-            raise RefusedError(Code.POLICY, "asked for metrics, and limits.send_metrics is false")
+        within_limits(site, task)
         check_unchanged(folder, site)
         asked = _questions({"task": type(task).__name__, **task.model_dump(mode="json")})
         named = known[site.plan.hash, site.plan.seed] | {one[-1] for one in asked}

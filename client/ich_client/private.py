@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 TRIED: Final = 3
 """Patients of the self-test; it sums over them, and over all but each of them."""
 
-_tested: WeakKeyDictionary[nn.Module, set[tuple[str, str]]] = WeakKeyDictionary()
-"""Of each network the stages and engines that have passed the self-test in this process."""
+_tested: WeakKeyDictionary[nn.Module, set[tuple[str, str, str]]] = WeakKeyDictionary()
+"""Of each network the hospitals, stages and engines that have passed the self-test in this process."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def fit_private(
     epochs_before: int = 0,
     direction: Direction | None = None,
     engine: EngineName = "auto",
+    hospital: str = "",
 ) -> Fit:
     """Train the one model of a stack in place, each step on a secret Poisson batch; as `train.fit` but for this.
 
@@ -74,6 +75,8 @@ def fit_private(
     noise, over the public `terms.expected`; an empty batch gives noise alone. So momentum, decay, FedProx and SCAFFOLD come
     after clip and noise, and cost nothing. The recipe's `batch` plays no part, and its `epochs` only space its schedules
     over the steps. There is no seed: neither batches nor noise may be known. Losses are private and are not reported (NaN).
+
+    `hospital`: whose patients these are; in a simulation several share a network, and each has a self-test of its own.
 
     One model at a time: models of several folds that shared a batch would cost more than the sum of their steps.
     Raises RefusedError(PRIVACY) for a network that is not private, as it says itself or as the self-test finds.
@@ -87,13 +90,14 @@ def fit_private(
     optimizer = build_optimizer(recipe.optimizer, parameters.values())
     stack.network.train()
     self_test.refuse_coupling(stack)
-    patients = stack.with_features(patients)
+    with self_test.unchanged_buffers(stack.network):
+        patients = stack.with_features(patients)
     stream = Stream()
     device = next(iter(parameters.values())).device
     epochs = recipe.epochs or 1
     rate = 0.0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        sums = _tried(stack, patients, recipe, terms, engine, stream)
+        sums = _tried(stack, patients, recipe, terms, engine, stream, hospital)
         with self_test.unchanged_buffers(stack.network):
             for step in range(terms.steps):
                 done = rounds_before * epochs + step * epochs // terms.steps
@@ -111,13 +115,15 @@ def fit_private(
     return Fit(nothing, rate)
 
 
-def _tried(stack: Stack, patients: Batch, recipe: Recipe, terms: Terms, engine: EngineName, stream: Stream) -> Engine:
+def _tried(
+    stack: Stack, patients: Batch, recipe: Recipe, terms: Terms, engine: EngineName, stream: Stream, hospital: str
+) -> Engine:
     """The engine, once it has shown on some patients of this hospital that it is private."""
     order = torch.from_numpy(stream.uniform(len(patients))).argsort()
     trial = Draw(order[:TRIED], stream.seeds(min(TRIED, len(order))))
     chosen = choose(stack, patients, recipe, engine, trial)
     passed = _tested.setdefault(stack.network, set())
-    case = (getattr(stack.network, "stage", ""), chosen.name)
+    case = (hospital, getattr(stack.network, "stage", ""), chosen.name)
     if case not in passed and math.isfinite(terms.clip):
         self_test.run(chosen, stack.network, trial, terms.clip)
         passed.add(case)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ich_client import splits
+from ich_client import machine, splits
 from ich_client.budget import Budget
 from ich_client.features import with_frozen_features
 from ich_client.ledger import Ledger
@@ -19,7 +19,6 @@ from ich_client.state import State
 from ich_client.tables import Hospital
 from ich_models import extras
 from ich_models.batch import Batch
-from ich_models.errors import ConfigurationError
 from ich_models.federation import Federation
 from ich_models.folds import Fold
 from ich_models.statistics import Moments, moments
@@ -27,6 +26,10 @@ from ich_strategies.plan import Plan
 
 LEDGERS: Final = "privacy"
 """Folder of the hospitals' ledgers, where no hospital's folder is."""
+
+
+REPLIES: Final = "replies"
+"""Folder of what a private study was answered, in a hospital's folder of state."""
 
 
 class Site:
@@ -54,7 +57,7 @@ class Site:
         own = folder / plan.hash[:16] / f"seed-{plan.seed}" / hospital.name
         self.hospital = replace(hospital, patients=with_frozen_features(plan, hospital.patients, own / "features"))
         self.state = State(own)
-        self.replies = Replies(own / "replies")
+        self.replies = Replies(own / REPLIES)
         self._ledger = ledger or ledger_in(folder, hospital.name)
         self.models = (models or folder / "models" / hospital.name) / plan.hash[:16] / f"seed-{plan.seed}"
         self._splits: dict[int, Split] = {}
@@ -64,15 +67,7 @@ class Site:
     @cached_property
     def device(self) -> torch.device:
         """Where this hospital computes. Raises ConfigurationError for a device that is not here."""
-        wanted = self.hospital.limits.device
-        if wanted == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        device = torch.device(wanted)
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            hint = "write device: cpu, or mend the driver (nvidia-smi) or torch's build for CUDA"
-            raise ConfigurationError(f"limits.device is {wanted}, and torch finds {found} CUDA devices", hint=hint)
-        return device
+        return machine.device(self.hospital.limits.device)
 
     @cached_property
     def budget(self) -> Budget | None:

@@ -241,6 +241,7 @@ def _fit(
             rounds=stage.rounds,
             epochs_before=epochs_before,
             direction=direction,
+            hospital=site.hospital.name,
         )
     return fit(
         stack,

@@ -17,7 +17,15 @@ from ich_client.work import load_stack, personal, predict
 from ich_models import curves
 from ich_models.batch import Patients
 from ich_models.folds import FEDERATED, LOHO, Fold, parse, questions
-from ich_models.metrics import MIN_PER_CLASS, Estimate, Evaluation, chosen_threshold, delong_paired, evaluate
+from ich_models.metrics import (
+    METRICS,
+    MIN_PER_CLASS,
+    Estimate,
+    Evaluation,
+    chosen_threshold,
+    delong_paired,
+    evaluate,
+)
 from ich_models.networks.options import IchScore, Logistic, NetworkOptions
 from ich_models.protocol import CONSTANTS, LOCAL, WEIGHTS, Rows
 from ich_models.recipes import Recipe
@@ -46,7 +54,9 @@ class Scored:
     thresholds: NDArray[np.float64]
 
     def measure(self, plan: Plan, k: int) -> Evaluation:
-        """Every metric, calibration bins and decision curve under a small-cell rule."""
+        """Every metric, calibration bins and decision curve, as a hospital with these patients tells them under its small-cell rule."""
+        if _few(self.labels, k):
+            return Evaluation(len(self.labels), None, dict.fromkeys(METRICS, Estimate(None, None, None)))
         found = evaluate(self.labels, self.probabilities, self.thresholds, seed=plan.seed)
         grid = plan.federation.evaluation.decision_thresholds
         bins, decisions = curves.groups(self.labels, self.probabilities, self.thresholds, grid, k)
@@ -60,7 +70,6 @@ def compare(plan: Plan, sites: Sites, result: StudyResult) -> Iterator[tuple[str
     of the federated model's is compared with it, patient by patient.
     """
     sites = {name: site for name, site in sites.items() if name in result.hospitals}
-    evaluation = plan.federation.evaluation
     by_slice = plan.federation.task.kind == "slices"
     models = {} if by_slice else {fold: Model(result.of([fold]), limit) for fold, limit in result.thresholds.items()}
     references: dict[str, EachScored] = {}
@@ -79,13 +88,14 @@ def compare(plan: Plan, sites: Sites, result: StudyResult) -> Iterator[tuple[str
                 yield arm, ArmFound(hospitals, None)
                 continue
             references[arm] = _each(plan, sites, own, asked)
-            everybody = _all_patients(plan, sites, own, asked)
-            yield arm, ArmFound(hospitals, everybody.measure(plan, k=0))
-    for name, reference, scored, everybody in _trained(plan, sites):
-        hospitals = {hospital: part.measure(plan, evaluation.small_cells) for hospital, part in scored.items()}
-        found = ArmFound(hospitals, everybody.measure(plan, k=0))
+            alike = _scaled_alike(plan, sites, own, asked)
+            yield arm, ArmFound(hospitals, _together(plan, sites, hospitals, alike))
+    for name, reference, scored, alike in _trained(plan, sites):
+        hospitals = {hospital: part.measure(plan, sites[hospital].small_cells) for hospital, part in scored.items()}
+        found = ArmFound(hospitals, _together(plan, sites, hospitals, alike))
         if reference in references:
-            differences = _differences(scored, references[reference])
+            told = {hospital: scored[hospital] for hospital in _telling(hospitals)}
+            differences = _differences(told, references[reference])
             found = replace(found, reference=reference, differences=differences)
         yield name, found
 
@@ -95,14 +105,13 @@ def cross_site(plan: Plan, sites: Sites, recipe: Recipe, local: ArmFound) -> Mat
 
     A hospital where 1 to k - 1 patients have the event, or have it not, has no figure.
     """
-    k = plan.federation.evaluation.small_cells
     found: dict[str, dict[str, Estimate]] = {}
     for name in local.hospitals:
         model = train_alone(plan, [sites[name]], 0, recipe, (plan.seed, 1, *name.encode()))
         found[name] = {}
         for other in local.hospitals:
             site, labels = sites[other], sites[other].hospital.patients.labels
-            if few_of_a_class(labels, k):
+            if _few(labels, site.small_cells):
                 found[name][other] = Estimate(None, None, None)
             elif other == name:
                 found[name][other] = local.hospitals[name].metrics["auroc"]
@@ -128,14 +137,14 @@ def _asked(plan: Plan, sites: Sites, arm: str) -> Asked:
     return {name: folds[arm] for name in sites if arm in (folds := questions(plan.federation.evaluation, name))}
 
 
-def _trained(plan: Plan, sites: Sites) -> Iterator[tuple[str, str, EachScored, Scored]]:
-    """The arms that are trained here: (name, the federated model's arm with the same patients, by hospital, all together)."""
+def _trained(plan: Plan, sites: Sites) -> Iterator[tuple[str, str, EachScored, EachScored]]:
+    """The arms that are trained here: (name, the federated model's arm with the same patients, by hospital, `_scaled_alike`)."""
     wanted = plan.federation.evaluation.comparisons
     loho, within = _asked(plan, sites, LOHO), _asked(plan, sites, FEDERATED)
     asked, reference = (loho, LOHO) if loho else (within, FEDERATED)
     if wanted.local:
         scored = _local(plan, sites, within, wanted.local)
-        yield "local", FEDERATED, scored, _join(list(scored.values()))
+        yield "local", FEDERATED, scored, scored
     if wanted.pooled:
         yield "pooled", reference, *_pooled(plan, sites, asked, wanted.pooled)
         if loho and within:
@@ -172,14 +181,14 @@ def _local(plan: Plan, sites: Sites, asked: Asked, recipe: Recipe) -> EachScored
     return scored
 
 
-def _pooled(plan: Plan, sites: Sites, asked: Asked, recipe: Recipe | None) -> tuple[EachScored, Scored]:
+def _pooled(plan: Plan, sites: Sites, asked: Asked, recipe: Recipe | None) -> tuple[EachScored, EachScored]:
     """All training hospitals of each fold in one place. Without a recipe nothing is trained."""
     models = {}
     for fold in map(parse, dict.fromkeys(fold for folds in asked.values() for fold in folds)):
         learning = [site for name, site in sites.items() if fold.trains_at(name)]
         models[fold.name] = train_alone(plan, learning, fold.part or 0, recipe, (plan.seed, 0))
     scored = _each(plan, sites, lambda site, fold: _own_scaling(plan, site, models[fold], parse(fold)), asked)
-    return scored, _all_patients(plan, sites, lambda _, fold: models[fold], asked)
+    return scored, _scaled_alike(plan, sites, lambda _, fold: models[fold], asked)
 
 
 def _each(plan: Plan, sites: Sites, model_at: Callable[[Site, str], Model], asked: Asked) -> EachScored:
@@ -189,8 +198,8 @@ def _each(plan: Plan, sites: Sites, model_at: Callable[[Site, str], Model], aske
     }
 
 
-def _all_patients(plan: Plan, sites: Sites, model_at: Callable[[Site, str], Model], asked: Asked) -> Scored:
-    """All test patients together, each under the model that its hospital uses. Under `scaling: hospital` the pooled table is scaled as one data set.
+def _scaled_alike(plan: Plan, sites: Sites, model_at: Callable[[Site, str], Model], asked: Asked) -> EachScored:
+    """`_each` for figures of all test patients together: under `scaling: hospital` the pooled table is scaled as one data set.
 
     (Ogier du Terrail et al., FLamby, NeurIPS 2022: the pooled test set, for every method, by the pooled training mean
     and standard deviation.)
@@ -203,7 +212,7 @@ def _all_patients(plan: Plan, sites: Sites, model_at: Callable[[Site, str], Mode
         moments = merge(s.moments(fold.part or 0) for n, s in sites.items() if fold.trains_at(n))
         return Model({**model.rows, CONSTANTS: plan.constants_row(moments)}, model.threshold)
 
-    return _join(list(_each(plan, sites, scaled, asked).values()))
+    return _each(plan, sites, scaled, asked)
 
 
 def _differences(scored: EachScored, reference: EachScored) -> dict[str, Estimate]:
@@ -223,6 +232,34 @@ def _differences(scored: EachScored, reference: EachScored) -> dict[str, Estimat
         half = Z * math.sqrt(variance) if fewer >= MIN_PER_CLASS and variance > 0 else None
         low, high = (None, None) if half is None else (max(-1.0, difference - half), min(1.0, difference + half))
         found[name] = Estimate(difference, low, high)
+    return found
+
+
+# --- small cells ------------------------------------------------------------------------------------------------------
+
+
+def _few(labels: NDArray[np.int64], k: int) -> bool:
+    """Whether a hospital with these test patients withholds every figure, as its gate does (`ich_client/egress.py`)."""
+    return len(labels) < k or few_of_a_class(labels, k)
+
+
+def _telling(hospitals: Mapping[str, Evaluation]) -> list[str]:
+    """The hospitals that tell their figures."""
+    return [name for name, found in hospitals.items() if found.events is not None]
+
+
+def _together(plan: Plan, sites: Sites, hospitals: Mapping[str, Evaluation], scored: EachScored) -> Evaluation | None:
+    """Figures of all test patients of the hospitals that tell theirs; None where nobody does.
+
+    What the others withhold would else be what is left of a sum. For the same reason there are neither bins nor a curve as
+    soon as k counts anywhere: hospitals tell theirs at cuts of their own, and at most of them some withhold.
+    """
+    telling = _telling(hospitals)
+    if not telling:
+        return None
+    found = _join([part for name, part in scored.items() if name in telling]).measure(plan, k=0)
+    if any(sites[name].small_cells > 1 for name in telling):
+        return replace(found, bins=(), decisions=())
     return found
 
 

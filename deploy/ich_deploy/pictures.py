@@ -21,7 +21,7 @@ from ich_deploy.demo.case import Case
 from ich_models.explain import grad_cam, image_layers
 from ich_models.image_spec import CtVolume
 from ich_models.volume import Volume
-from ich_server.report.page import Photo
+from ich_server.report.photos import Photo
 from ich_server.study import StudyResult
 
 BLOOD: Final = "intraparenchymal"

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from ich_client.app import build_app
-from ich_client.site import LEDGERS, Site
+from ich_client.site import LEDGERS, REPLIES, Site
 from ich_client.tables import Hospital
 from ich_deploy import source
 from ich_deploy.arms import compare, cross_site
@@ -29,6 +29,7 @@ from ich_models.metrics import Estimate
 from ich_models.protocol import Answer
 from ich_server import results
 from ich_server.handover import keep
+from ich_server.report import photos
 from ich_server.report.page import write_report
 from ich_server.results import ArmFound, Matrix
 from ich_server.study import RoundReport, StudyResult, run_study
@@ -68,7 +69,7 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
     if federation.value.privacy is not None:
         _check_plan(federation.value, seeds)
         if not options.resume:
-            _new_ledgers(out)
+            _forget(out)
     studies: list[StudyResult] = []
     found: list[dict[str, ArmFound]] = []
     matrices: list[Matrix] = []
@@ -82,8 +83,8 @@ def simulate(origin: Source, out: Path, seeds: Sequence[int], options: Options, 
         matrices += [matrix] if matrix else []
     whole = results.assemble(federation.value, seeds, studies, found, matrices)
     results.write(whole, out)
-    photos = pictures(_sites(origin, seeds[0], out), studies[0], origin.federation)
-    write_report(whole, out / "report.html", photos)
+    photos.keep(pictures(_sites(origin, seeds[0], out), studies[0], origin.federation), out)
+    write_report(whole, out)
     return whole
 
 
@@ -95,9 +96,14 @@ def _check_plan(federation: Federation, seeds: Sequence[int]) -> None:
         raise ConfigurationError(message, hint="write them as training.seeds: each is one more study to pay for")
 
 
-def _new_ledgers(out: Path) -> None:
-    """A simulation that begins anew spends what nobody has spent before: its ledgers are of the study in `out` alone."""
-    shutil.rmtree(out / "hospitals" / LEDGERS, ignore_errors=True)
+def _forget(out: Path) -> None:
+    """A simulation that begins anew spends what nobody has spent before: its ledgers are of the study in `out` alone.
+
+    So are its replies: with those of an earlier run its first rounds would cost nothing, and have that run's noise.
+    """
+    hospitals = out / "hospitals"
+    for folder in (hospitals / LEDGERS, *hospitals.glob(f"*/seed-*/*/{REPLIES}")):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- the federated study, on either engine ----------------------------------------------------------------------------
@@ -109,7 +115,13 @@ def _study(origin: Source, plan: Plan, out: Path, folder: Path, options: Options
 
     def run(grid: Grid, names: Mapping[int, str]) -> StudyResult:
         return run_study(
-            grid, plan, folder, hospitals=len(hospitals), resume=options.resume, watch=watch.round_done, names=names
+            grid,
+            plan,
+            folder,
+            hospitals=len(hospitals),
+            resume=options.resume,
+            watch=watch.round_done,
+            names=lambda: names,
         )
 
     if options.engine == "flower":

@@ -36,5 +36,7 @@ def without_privacy(plan: Plan, hospitals: Sequence[Hospital], folder: Path) -> 
 
     grid = InProcessGrid(build_app(site_of), {number + 1: {"number": number} for number in range(len(sites))})
     names = {number + 1: site.hospital.name for number, site in enumerate(sites)}
-    study = run_study(grid, twin, folder, hospitals=len(sites), resume=False, watch=lambda report: None, names=names)
+    study = run_study(
+        grid, twin, folder, hospitals=len(sites), resume=False, watch=lambda report: None, names=lambda: names
+    )
     return next(found for _, found in compare(twin, {site.hospital.name: site for site in sites}, study))

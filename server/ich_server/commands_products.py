@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ich_models import console
 from ich_models import dossier as dossiers
-from ich_models.errors import ConfigurationError
+from ich_models.errors import ConfigurationError, Problem
 from ich_server import comparison, home, results, results_file, tracking
 from ich_server import dossiers as making
 from ich_server.export.write import export as write_export
@@ -65,7 +66,7 @@ def report(
         found = _with_audit(found, audit)
         results.write(found, out)
     results.write_csv(found, out)
-    write_report(found, out / "report.html")
+    write_report(found, out)
     Console(emoji=False, highlight=False).print(summary_table(found))
     for name in ("report.html", "results.csv"):
         _say("written", out / name)
@@ -92,6 +93,7 @@ def _compare(runs: list[Path], to: Path | None) -> None:
     write_page(found, folder / "compare.html")
     screen = Console(emoji=False, highlight=False)
     screen.print(comparison_table(found))
+    console.warn(map(Problem, comparison.warnings(found)))
     for name in ("compare.html", "compare.json", "compare.csv"):
         _say("written", folder / name)
 
@@ -174,7 +176,22 @@ def verify(
 ) -> None:
     """Check a dossier: every byte, the signature, the hashes, the study. Says in one line who signed what.
 
-    Exit code 3 if anything is not as it was signed.
+    A second line says whether the page is what this version makes of the results. Exit code 3 if anything is not as it was signed.
     """
     own = None if folder is None else (home.open_home(folder).pki / "ca.pem").read_bytes()
-    _say("verified", dossiers.said(dossiers.verify(file, own), own is not None))
+    found = dossiers.verify(file, own)
+    _say("verified", dossiers.said(found, own is not None))
+    if dossiers.REPORT in found.files:
+        _say("page", _of_the_page(found))
+
+
+def _of_the_page(found: dossiers.Verified) -> str:
+    try:
+        same = making.made_again(found)
+    except ConfigurationError:
+        return "not made again: another version wrote these results"
+    if same:
+        return "made again from the results: the same to the byte"
+    return (
+        "made again from the results, it differs: another version wrote it, or somebody by hand; results.json decides"
+    )

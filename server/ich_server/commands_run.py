@@ -257,7 +257,8 @@ def _status_table(found: Status) -> Table:
         connected = "connected" if each.connected and found.alive else "away"
         version = f", version {each.version}" if each.version else ""
         other = " (not this server's)" if each.version not in ("", found.package) else ""
-        add("hospital", f"{each.name}: {connected}, last seen {each.last_seen or 'never'}{version}{other}")
+        late = f", {each.late} of its replies too late (quorum.deadline)" if each.late else ""
+        add("hospital", f"{each.name}: {connected}, last seen {each.last_seen or 'never'}{version}{other}{late}")
     for one in found.found[-20:]:
         aurocs = ", ".join(f"{kind} {number('auroc', value)}".strip() for kind, value in one.auroc.items())
         add("figures", f"seed {one.seed}, {one.hospital}, {one.arm}: {one.patients:,} patients, AUROC {aurocs}")

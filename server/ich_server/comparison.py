@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 from ich_models.files import write_atomic, write_json
 from ich_models.metrics import METRICS
 from ich_server.results import Arm, HospitalData, Results
-from ich_server.summary import by_type, hospitals_of, metric
+from ich_server.summary import arm_label, by_type, hospitals_of, metric, some
 
 SCHEMA: Final = 1
 
@@ -148,6 +148,28 @@ def _mean(numbers: Sequence[float]) -> Mean | None:
     deviation = math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / (count - 1))
     half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
     return Mean(count, mean, mean - half, mean + half)
+
+
+def warnings(found: Comparison) -> list[str]:
+    """What keeps the two from being compared, each cause once."""
+    said = []
+    if found.first.study.outcome != found.second.study.outcome:
+        said.append("The two runs predict different outcomes: their differences mean nothing.")
+    versions = [run.software for run in (found.first, found.second)]
+    if all(versions) and versions[0] != versions[1]:
+        said.append("The two runs were computed by different software.")
+    others: dict[tuple[str, ...], list[str]] = {}
+    for arm, hospitals in found.others.items():
+        if hospitals:
+            others.setdefault(tuple(hospitals), []).append(arm_label(arm))
+    for hospitals, arms in others.items():
+        said.append(f"{', '.join(arms)}: not the same patients, and so not compared, at {some(hospitals)}.")
+    alone = sorted(found.first.arms.keys() ^ found.second.arms.keys())
+    if alone:
+        said.append(f"In one of the runs alone: {', '.join(map(arm_label, alone))}.")
+    if not found.pairs:
+        said.append("The runs have no arm of one outcome in common; figures of types of haemorrhage are not compared.")
+    return said
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -68,7 +68,13 @@ class Reporter:
         """Write the status anew, with these changes."""
         with self._lock:
             hospitals = [
-                HospitalStatus(name=name, connected=seen.online, last_seen=_utc(seen.last), version=seen.version)
+                HospitalStatus(
+                    name=name,
+                    connected=seen.online,
+                    last_seen=_utc(seen.last),
+                    version=seen.version,
+                    late=seen.late,
+                )
                 for name, seen in self._link.seen().items()
             ]
             whole = {**self._status.model_dump(), **changes, "updated": status.now(), "hospitals": hospitals}
@@ -221,7 +227,7 @@ def run(
             hospitals=max(1, len(link.names)),
             resume=resume,
             watch=round_done,
-            names=link.names,
+            names=lambda: link.names,
             heard=partial(reporter.heard, seed),
         )
         reporter.add(seed, [each for each in study.quarantined if not each.when.startswith("round ")])
@@ -233,5 +239,5 @@ def run(
         arms.append(results.answered(study))
     whole = results.assemble(federation, federation.training.seeds, studies, arms)
     results.write(whole, out)
-    write_report(whole, out / "report.html")
+    write_report(whole, out)
     return whole

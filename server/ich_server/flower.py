@@ -12,6 +12,7 @@ import re
 import threading
 import time
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, TRANSPORT_TYPE_GRPC_RERE, SubStatus
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import StartRunRequest  # pylint: disable=no-name-in-module
+from flwr.proto.fleet_pb2 import PushMessagesResponse  # pylint: disable=no-name-in-module
 from flwr.proto.node_pb2 import NodeInfo  # pylint: disable=no-name-in-module
 from flwr.server.superlink.linkstate import LinkState, LinkStateFactory
 from flwr.serverapp import Grid
@@ -129,6 +131,8 @@ class Door:
         self._seen: dict[tuple[bytes, bytes], float] = {}
         self._given: dict[bytes, tuple[bytes, list[dict[str, Any]]]] = {}
         """Per public key: the last attempt at a task, and the response to it."""
+        self.late: Counter[bytes] = Counter()
+        """Per public key: replies that came when nobody waited for them any more."""
         self.versions: dict[bytes, str] = {}
         """Per public key: the package's version that its last successful look for a task named."""
         self._lock = threading.Lock()
@@ -169,6 +173,9 @@ class Door:
         async def again() -> dict[str, Any]:
             return {"type": "http.request", "body": parts.pop(0) if parts else b"", "more_body": bool(parts)}
 
+        if path == "/v1/fleet/push-messages":
+            await self._app(scope, again, self._counting(signed.key, send))
+            return
         attempt = headers.get(ATTEMPT.encode(), b"")
         if path != "/v1/fleet/pull-messages" or not attempt:
             await self._app(scope, again, send)
@@ -192,6 +199,21 @@ class Door:
             await send(part)
 
         await self._app(scope, again, keep)
+
+    def _counting(self, key: bytes, send: Send) -> Send:
+        """`send`, and count the reply as late if Flower wants none of its content."""
+        body: list[bytes] = []
+        status = 0
+
+        async def watched(part: Any) -> None:
+            nonlocal status
+            status = part.get("status", status)
+            body.append(part.get("body", b""))
+            if part["type"] == "http.response.body" and not part.get("more_body") and status == 200:
+                self.late[key] += not PushMessagesResponse.FromString(b"".join(body)).objects_to_push
+            await send(part)
+
+        return watched
 
     def forget(self, admitted: Iterable[bytes]) -> None:
         """Keep nothing for keys that are not admitted any more."""
@@ -387,13 +409,15 @@ class StateGrid(Grid):
 class Seen:
     """A hospital as the link sees it: `node`, whether it is connected, and when it last was (seconds since 1970).
 
-    `version`: of its package, as it says; empty before it has asked for a task.
+    `version`: of its package, as it says; empty before it has asked for a task. `late`: its replies that came after the
+    deadline, since this server runs.
     """
 
     node: int
     online: bool
     last: float | None
     version: str
+    late: int
 
 
 class Link:
@@ -450,6 +474,7 @@ class Link:
                 infos[node].status == "online",
                 min(infos[node].online_until, time.time()) if infos[node].online_until else None,
                 self._door.versions.get(infos[node].public_key, ""),
+                self._door.late[infos[node].public_key],
             )
             for node, name in sorted(names.items(), key=lambda pair: pair[1])
             if node in infos

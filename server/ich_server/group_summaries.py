@@ -15,13 +15,16 @@ from scipy.stats import binomtest
 from ich_models.curves import BINS, net_benefit
 from ich_models.metrics import MIN_PER_CLASS
 from ich_server.meta_analysis import Summary, random_effects, summarise_auroc, summarise_ratio
-from ich_server.results import Arm, Decision, Subgroup
+from ich_server.results import Arm, Decision, Figures, Subgroup
 from ich_server.summary import hospitals_of, standard_error
+
+LEAST_BINS: Final = 3
+"""Bins under which a hospital says nothing of the shape of its calibration: its patients are left out of the joined groups."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Patients of all hospitals with about the same predicted probability: mean of that, and the share with the event.
+    """Patients of several hospitals with about the same predicted probability: mean of that, and the share with the event.
 
     `patients` is a mean over the seeds. low, high: Wilson's 95 % interval.
     """
@@ -33,9 +36,32 @@ class Observed:
     high: float
 
 
-def calibration(arm: Arm) -> list[Observed]:
-    """The hospitals' bins joined, from low to high, into at most ten groups of about equal count."""
-    told = [(one, len(found.bins)) for found in arm.hospitals.values() for seed in found.bins for one in seed]
+@dataclass(frozen=True)
+class Calibration:
+    """The groups, from low to high, and who has a part in them: the other hospitals told fewer than `LEAST_BINS` bins."""
+
+    groups: tuple[Observed, ...]
+    joined: tuple[str, ...]
+    too_few: tuple[str, ...]
+
+
+def calibration(arm: Arm) -> Calibration:
+    """The hospitals' bins joined into at most ten groups of about equal count.
+
+    One bin of a hospital, or two, lie near its mean whatever its probabilities are: joined with others' they would draw the ends
+    of the curve towards the middle.
+    """
+    enough = {
+        name: min((len(seed) for seed in found.bins), default=0) >= LEAST_BINS
+        for name, found in hospitals_of(arm).items()
+    }
+    told = [
+        (one, len(arm.hospitals[name].bins))
+        for name, is_enough in enough.items()
+        if is_enough
+        for seed in arm.hospitals[name].bins
+        for one in seed
+    ]
     told.sort(key=lambda pair: (pair[0].mean, pair[0].patients, pair[0].events))
     whole = sum(one.patients / seeds for one, seeds in told)
     joined: list[list[float]] = []
@@ -47,19 +73,25 @@ def calibration(arm: Arm) -> list[Observed]:
         for place, number in enumerate((one.patients, one.events, one.patients * one.mean)):
             joined[-1][place] += number * share
         reached += one.patients * share
-    found = []
+    groups = []
     for patients, events, total in joined:
         interval = binomtest(round(events), round(patients)).proportion_ci(0.95, method="wilson")
-        found.append(Observed(patients, total / patients, events / patients, float(interval.low), float(interval.high)))
-    return found
+        groups.append(
+            Observed(patients, total / patients, events / patients, float(interval.low), float(interval.high))
+        )
+    return Calibration(
+        tuple(groups),
+        tuple(name for name, is_enough in enough.items() if is_enough),
+        tuple(name for name, is_enough in enough.items() if not is_enough),
+    )
 
 
 @dataclass(frozen=True)
 class Benefit:
-    """Net benefit at one threshold, over the hospitals that tell it: of the model, and of treating everybody."""
+    """Net benefit at one threshold, over the hospitals that tell it (by name): of the model, and of treating everybody."""
 
     threshold: float
-    hospitals: int
+    hospitals: tuple[str, ...]
     patients: int
     model: float
     everybody: float
@@ -68,30 +100,33 @@ class Benefit:
 def decisions(arm: Arm) -> list[Benefit]:
     """The decision curve of all hospitals' patients together; a mean over the seeds.
 
-    In simulation of all of them; else at each threshold of the hospitals that tell it, who may be others at another one.
+    In a simulation without a small-cell rule of all of them; else at each threshold of the hospitals that tell it, who may be
+    others at another one.
     """
-    told: dict[float, list[tuple[int, int, list[Decision]]]] = {}
-    everybody = [] if arm.pooled is None or not arm.pooled.decisions else [arm.pooled]
-    for found in everybody or arm.hospitals.values():
-        seeds = len(found.decisions)
+    telling = {name: found for name, found in hospitals_of(arm).items() if found.events is not None}
+    together = arm.pooled if arm.pooled is not None and arm.pooled.decisions else None
+    told: dict[float, dict[str, list[Decision]]] = {}
+    for name, found in ({"": together} if together else telling).items():
         at: dict[float, list[Decision]] = {}
         for one in (one for seed in found.decisions for one in seed):
             at.setdefault(one.threshold, []).append(one)
         for threshold, each in at.items():
-            if len(each) == seeds and found.events is not None:
-                told.setdefault(threshold, []).append((found.n, found.events, each))
-    whole = len(arm.hospitals) if everybody else None
-    return [_benefit(threshold, told[threshold], whole) for threshold in sorted(told)]
+            if len(each) == len(found.decisions):  # told with every seed
+                told.setdefault(threshold, {})[name] = each
+    if together:
+        return [_benefit(threshold, [(together, told[threshold][""])], tuple(telling)) for threshold in sorted(told)]
+    return [
+        _benefit(threshold, [(telling[name], each) for name, each in told[threshold].items()], tuple(told[threshold]))
+        for threshold in sorted(told)
+    ]
 
 
-def _benefit(threshold: float, told: list[tuple[int, int, list[Decision]]], hospitals: int | None) -> Benefit:
-    patients, events = sum(n for n, _, _ in told), sum(having for _, having, _ in told)
-    hits = math.fsum(math.fsum(one.true_positives for one in each) / len(each) for _, _, each in told)
-    alarms = math.fsum(math.fsum(one.false_positives for one in each) / len(each) for _, _, each in told)
+def _benefit(threshold: float, told: list[tuple[Figures, list[Decision]]], hospitals: tuple[str, ...]) -> Benefit:
+    patients, events = sum(found.n for found, _ in told), sum(found.events or 0 for found, _ in told)
+    hits = math.fsum(math.fsum(one.true_positives for one in each) / len(each) for _, each in told)
+    alarms = math.fsum(math.fsum(one.false_positives for one in each) / len(each) for _, each in told)
     everybody = net_benefit(events, patients - events, patients, threshold)
-    return Benefit(
-        threshold, hospitals or len(told), patients, net_benefit(hits, alarms, patients, threshold), everybody
-    )
+    return Benefit(threshold, hospitals, patients, net_benefit(hits, alarms, patients, threshold), everybody)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,9 @@
 """The federation folder: the study, the CA, the admitted and the revoked keys, and where runs leave their traces."""
 
-import fcntl
-import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,9 +15,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import Field
 
 from ich_models import kit
-from ich_models.errors import ConfigurationError, RunError
+from ich_models.errors import ConfigurationError
 from ich_models.federation import Federation, load_federation
 from ich_models.files import write_atomic
+from ich_models.one_at_a_time import alone
 from ich_models.strict import NAME, Strict
 from ich_models.yaml_config import Document, load
 from ich_server import pki
@@ -134,22 +133,10 @@ def make_kit(home: Home, hospital: str, bundle: str) -> Path:
     return path
 
 
-@contextmanager
-def locked(home: Home) -> Iterator[None]:
+def locked(home: Home) -> AbstractContextManager[None]:
     """Nobody else runs a server on this folder meanwhile. Raises RunError if somebody does."""
-    home.state.mkdir(parents=True, exist_ok=True)
-    with (home.state / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            hint = "ich-server status tells of it; ich-server stop ends it"
-            message = f"a server (process {file.read().strip() or 'unknown'}) runs on this folder already"
-            raise RunError(message, where=str(home.folder), hint=hint) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+    hint = "ich-server status tells of it; ich-server stop ends it"
+    return alone(home.folder, home.state / "lock", "a server", hint)
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------

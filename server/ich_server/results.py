@@ -18,7 +18,7 @@ from ich_models import accounting, clinical, privacy_words
 from ich_models.curves import net_benefit
 from ich_models.federation import Federation
 from ich_models.files import write_atomic
-from ich_models.folds import ALL
+from ich_models.folds import ALL, FEDERATED, LOHO
 from ich_models.metrics import METRICS, RANGES, SUBGROUP_METRICS, TYPE_METRICS, Estimate, Evaluation
 from ich_models.protocol import PACKAGE, rows_hash
 from ich_models.strict import Strict
@@ -172,7 +172,7 @@ class Figures(Strict):
 
 
 class Arm(Strict):
-    """One way to train: per hospital, and all its test patients together (`pooled`; in simulation only)."""
+    """One way to train: per hospital, and `pooled` all test patients together of the hospitals that tell theirs (simulation only)."""
 
     description: str
     hospitals: dict[str, Figures]
@@ -388,12 +388,19 @@ def assemble(
         traffic={str(seed): found for seed, study in by_seed if (found := _traffic(study))},
         models={str(seed): rows_hash(study.of([ALL])) for seed, study in by_seed},
         software=software(),
-        privacy=None if federation.privacy is None else promised(federation, list(data)),
+        privacy=None if federation.privacy is None else promised(federation, list(data), shown=_shown_to_nobody(arms)),
     )
 
 
-def promised(federation: Federation, hospitals: Sequence[str]) -> PrivacyPromise:
-    """What a study with privacy has promised."""
+def _shown_to_nobody(arms: Sequence[Mapping[str, ArmFound]]) -> bool:
+    """Whether there are figures that a deployment does not have: of patients of several hospitals, or of other training."""
+    return any(
+        name not in (LOHO, FEDERATED) or found.pooled is not None for each in arms for name, found in each.items()
+    )
+
+
+def promised(federation: Federation, hospitals: Sequence[str], *, shown: bool = False) -> PrivacyPromise:
+    """What a study with privacy has promised. `shown`: with figures that only a simulation has."""
     privacy = federation.privacy
     assert privacy is not None, "a promise of a study that makes none"
     plan = accounting.programme(federation)
@@ -409,7 +416,7 @@ def promised(federation: Federation, hospitals: Sequence[str]) -> PrivacyPromise
         epsilon_model=plan.model,
         hospitals=dict.fromkeys(hospitals, plan.study),
         metrics=privacy.metrics,
-        assumptions=list(privacy_words.assumptions(privacy)),
+        assumptions=[*privacy_words.assumptions(privacy), *([privacy_words.SIMULATED] if shown else [])],
     )
 
 
@@ -607,7 +614,12 @@ def write(results: Results, folder: Path) -> None:
 
 
 def write_csv(results: Results, folder: Path) -> None:
-    """The same figures as tidy `results.csv`, one line per arm, hospital and metric; of slices also per type and level."""
+    """The same figures as tidy `results.csv`."""
+    write_atomic(folder / "results.csv", as_csv(results))
+
+
+def as_csv(results: Results) -> bytes:
+    """One line per arm, hospital and metric; of slices also per type and level."""
     of_slices = any(found.types for arm in results.arms.values() for found in arm.hospitals.values())
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
@@ -626,7 +638,7 @@ def write_csv(results: Results, folder: Path) -> None:
                 table.writerow(
                     (arm, hospital, measured.n, measured.events, name, figure.value, figure.low, figure.high)
                 )
-    write_atomic(folder / "results.csv", lines.getvalue().encode())
+    return lines.getvalue().encode()
 
 
 def _type_rows(measured: Figures) -> Iterator[tuple[object, ...]]:

@@ -28,6 +28,8 @@ class HospitalStatus(Strict):
     """UTC, ISO 8601; None: never."""
     version: str = ""
     """Of its package; empty until it has asked for a task."""
+    late: int = 0
+    """Replies after the deadline, since this server runs: it works, but too slowly."""
 
 
 class SetAside(Strict):

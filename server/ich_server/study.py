@@ -49,7 +49,7 @@ from ich_models.statistics import Moments, merge
 from ich_server import checkpoint
 from ich_server.checkpoint import Progress
 from ich_server.members import Member, meet
-from ich_server.rounds import MALFORMED, Asked, Failure, Quarantine, Request, exchange, read
+from ich_server.rounds import MALFORMED, NOBODY, Asked, Failure, Quarantine, Request, exchange, read
 from ich_strategies.aggregate import LOSS, Buffered, Fault, WeightedMeans, fault, norm
 from ich_strategies.plan import Plan
 
@@ -92,6 +92,9 @@ class RoundReport:
 Heard = Callable[[str, Sequence[Answer]], None]
 """Told of each hospital's figures as they come."""
 
+Names = Callable[[], Mapping[int, str]]
+"""The nodes whose hospital is known beforehand, as of now: with a new key a hospital comes back as another node."""
+
 
 @dataclass(frozen=True)
 class StudyResult:
@@ -124,12 +127,12 @@ def run_study(
     hospitals: int,
     resume: bool,
     watch: Callable[[RoundReport], None],
-    names: Mapping[int, str] = MappingProxyType({}),
+    names: Names = lambda: MappingProxyType({}),
     heard: Heard = lambda hospital, answers: None,
 ) -> StudyResult:
     """Run one seed's study over a grid with that many hospitals; with `resume`, go on where its last checkpoint in `folder` stands.
 
-    `names`: of the nodes whose name is known beforehand; a hospital cannot take part under another one's.
+    A hospital whose node is in `names` cannot take part under another's name.
     Raises RunError if too few hospitals take part or too few of a round's updates are good. What was reached is kept,
     and `resume` goes on from there with the numbers that an uninterrupted run would have given.
     """
@@ -140,14 +143,14 @@ def run_study(
     saved = checkpoint.load(folder, plan.hash, plan.seed)
     done = checkpoint.read(finished, plan.hash, plan.seed) if finished.exists() else None
     before = done[1]["hospitals"] if done else saved.facts["hospitals"] if saved else {}
-    members, absent = meet(grid, plan, hospitals, names, before)
+    members, absent = meet(grid, plan, hospitals, names(), before)
     if before:
         _check_unchanged(before, members)
     if done:
         return _load_result(*done)
     if saved:
         saved.facts["quarantined"] += [asdict(each) for each in absent if each.hospital not in before]
-    study = _Study(grid, plan, members, saved or _beginning(plan, members, absent))
+    study = _Study(grid, plan, members, names, saved or _beginning(plan, members, absent))
     while study.progress.round < plan.federation.training.rounds:
         report = study.train_round()
         checkpoint.save(folder, study.progress)
@@ -200,8 +203,8 @@ def _check_unchanged(then: Mapping[str, Any], members: Mapping[str, Member]) -> 
 class _Study:
     """A study under way: `progress` is all that changes, and all that a checkpoint holds."""
 
-    def __init__(self, grid: Grid, plan: Plan, members: Mapping[str, Member], progress: Progress) -> None:
-        self.grid, self.plan, self.members, self.progress = grid, plan, members, progress
+    def __init__(self, grid: Grid, plan: Plan, members: Mapping[str, Member], known: Names, progress: Progress) -> None:
+        self.grid, self.plan, self.members, self.known, self.progress = grid, plan, members, known, progress
         self.folds = folds_of(plan.federation.evaluation, members)
         self.lines: dict[str, tuple[float, float]] = {}
         """Of the folds that were recalibrated."""
@@ -307,6 +310,8 @@ class _Study:
         self, requests: Iterable[Asked], message_type: str, group: str
     ) -> Iterator[tuple[Request, RecordDict | Failure]]:
         nodes = {name: member.node for name, member in self.members.items()}
+        if known := {name: node for node, name in self.known().items()}:
+            nodes = {name: known.get(name, NOBODY) for name in nodes}
         deadline = self.plan.federation.quorum.deadline
         for request, reply in exchange(self.grid, nodes, self._counted(requests), message_type, deadline, group):
             if not isinstance(reply, Failure):

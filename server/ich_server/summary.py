@@ -292,14 +292,16 @@ def arm_label(arm: str) -> str:
 
 def number(name: str, value: float | None) -> str:
     """Two decimals for calibration and O/E, three for all else; a true minus sign, never -0."""
-    if value is None:
-        return NOTHING
-    return f"{value:z.{2 if name.startswith('calibration') or name == 'observed_expected' else 3}f}".replace("-", "−")
+    return NOTHING if value is None else f"{value:z.{_digits(name)}f}".replace("-", "−")
+
+
+def _digits(name: str) -> int:
+    return 2 if name.startswith("calibration") or name == "observed_expected" else 3
 
 
 def interval(name: str, low: float | None, high: float | None) -> str:
-    """`0.741–0.808`, or `−0.31 to 0.12` for a metric that may be negative; empty without an interval."""
-    if low is None or high is None:
+    """`0.741–0.808`, or `−0.31 to 0.12` for a metric that may be negative; empty without an interval, or where it has no width."""
+    if low is None or high is None or low == high:
         return ""
     signed = name.startswith("calibration") or name in ("scaled_brier", "auroc_difference")
     return f"{number(name, low)}{' to ' if signed else '–'}{number(name, high)}"
@@ -324,12 +326,12 @@ def difference(found: Paired) -> str:
 
 def signed(name: str, value: float) -> str:
     """A difference of one metric: `+0.012`, `−0.31`; as many digits as the metric has."""
-    return f"{value:+z.{2 if name.startswith('calibration') else 3}f}".replace("-", "−")
+    return f"{value:+z.{_digits(name)}f}".replace("-", "−")
 
 
 def between(name: str, low: float | None, high: float | None) -> str:
-    """`−0.002 to +0.024`, or nothing without an interval."""
-    return "" if low is None or high is None else f"{signed(name, low)} to {signed(name, high)}"
+    """`−0.002 to +0.024`, or nothing without an interval, or where it has no width."""
+    return "" if low is None or high is None or low == high else f"{signed(name, low)} to {signed(name, high)}"
 
 
 def count(number: int | None) -> str:
@@ -347,6 +349,12 @@ def total(numbers: Iterable[int | None]) -> str:
 def needs_four(found: Summary) -> str:
     """Why there is no prediction interval: only hospitals with an interval of their own count."""
     return f"needs 4 hospitals, has {found.k}"
+
+
+def some(hospitals: Sequence[str]) -> str:
+    """The first dozen by name, and how many more."""
+    shown = ", ".join(hospitals[:12])
+    return shown if len(hospitals) <= 12 else f"{shown} and {len(hospitals) - 12} more"
 
 
 def many(count: int, noun: str) -> str:

@@ -24,6 +24,17 @@ def columns(table: Table) -> tuple[str, ...]:
     return (*names, *(f"{name}?" for name in _indicated(table)))
 
 
+def categories(table: Table) -> tuple[slice, ...]:
+    """Of each category with several columns, the places of these among `columns`: one per level but the first."""
+    found, place = [], 0
+    for variable in table.chosen.values():
+        width = len(_dummies(variable)) if variable.codes else 1
+        if width > 1:
+            found.append(slice(place, place + width))
+        place += width
+    return tuple(found)
+
+
 def bounds(table: Table) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(D,) each: the smallest and the largest value that each encoded column can have.
 

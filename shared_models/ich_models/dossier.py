@@ -32,6 +32,7 @@ LARGEST: Final = 256 * 2**20
 MANIFEST, SIGNATURE, AUTHORITY = "manifest.json", "manifest.sig", "ca.pem"
 FEDERATION: Final = "federation.json"
 RESULTS: Final = "results.json"
+REPORT: Final = "report.html"
 
 Signer = Literal["federation", "simulation"]
 
@@ -120,7 +121,7 @@ def verify(path: Path, authority: bytes | None = None) -> Verified:
 
 
 def _check_study(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> None:
-    """The federation file has the hash that is named, and the results tell of that study and of those models."""
+    """The federation file has the hash that is named, the results tell of that study and of those models, the page of the results."""
     try:
         settings, results = json.loads(files[FEDERATION]), json.loads(files[RESULTS])
         text = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -128,6 +129,8 @@ def _check_study(path: Path, manifest: Manifest, files: Mapping[str, bytes]) -> 
             raise _wrong(path, f"{FEDERATION} has another hash than the study")
         if results["study"]["federation"] != manifest.federation or results["models"] != manifest.models:
             raise _wrong(path, f"{RESULTS} tells of another study or of other models")
+        if REPORT in files and mark(digest(files[RESULTS])).encode() not in files[REPORT]:
+            raise _wrong(path, f"{REPORT} was not made of this {RESULTS}")
     except (KeyError, TypeError, ValueError) as error:
         raise _wrong(path, f"{FEDERATION} and {RESULTS} cannot be read") from error
 
@@ -137,20 +140,29 @@ def canonical(manifest: Manifest) -> bytes:
     return (json.dumps(manifest.model_dump(), indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
+def mark(results: str) -> str:
+    """The line of HTML by which a page says of which results it was made, by their SHA-256."""
+    return f'<meta name="made-of" content="sha256:{results}">'
+
+
 def digest(content: bytes) -> str:
     """SHA-256."""
     return hashlib.sha256(content).hexdigest()
 
 
 def said(found: Verified, known: bool) -> str:
-    """One line: who signed what, and whether the signer is the one that is known here."""
+    """One line: who signed what, and whether the signer is the one that is known here.
+
+    Whose CA it is, an unknown signer only says of itself.
+    """
     manifest = found.manifest
     whose = {"federation": "the federation's CA", "simulation": "a CA made for a simulation"}[manifest.signer]
-    trust = "which is this folder's own" if known else f"compare its fingerprint {found.authority}"
-    return (
-        f"{manifest.study} ({manifest.federation[:16]}): {len(manifest.files)} files, signed {manifest.made} by {whose}"
-        f" ({found.authority[:23]}...), {trust}"
+    signer = (
+        f"{whose}, which is this folder's own, fingerprint {found.authority}"
+        if known
+        else f"an unknown CA (it says: {whose}); nobody has compared its fingerprint {found.authority} with the coordinator's"
     )
+    return f"{manifest.study} ({manifest.federation[:16]}): {len(manifest.files)} files, signed {manifest.made} by {signer}"
 
 
 def now() -> str:

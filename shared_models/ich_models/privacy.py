@@ -129,6 +129,13 @@ def contradictions(federation: "Federation") -> Iterator[Complaint]:
             message,
             "write metrics: not_sent, or exact (no epsilon holds for the figures then)",
         )
+    if privacy.metrics == "noised" and evaluation.subgroups:
+        message = "figures of subgroups are not noised, and would be left out"
+        yield (
+            ("evaluation", "subgroups"),
+            message,
+            "leave it out, or write privacy.metrics: exact (no epsilon holds then)",
+        )
     columns = clinical.columns(table) if set(table.predictors) <= set(table.variables) else ()
     for name in privacy.public:
         if columns and name not in columns:

@@ -8,7 +8,7 @@ from ich_models.federation import Federation
 from ich_models.privacy import Privacy, Rounded
 
 FIGURES = {
-    "noised": "counts with noise of {noise:g} patients, which epsilon pays for",
+    "noised": "counts with noise of {noise:g} patients, which epsilon pays for; no intervals, calibration or decision curves",
     "exact": "exact, and outside the promise: epsilon says nothing of what the figures tell about the patients they are of",
     "not_sent": "none leave the hospital",
 }
@@ -60,10 +60,20 @@ def known(privacy: Privacy) -> str:
 def assumptions(privacy: Privacy) -> Iterator[str]:
     """What the promise rests on, a sentence each."""
     yield "A patient is one identifier, with all scans; two identifiers of one person are two patients."
+    yield "Compared are patients with one more or one fewer; one record in another's place counts twice."
+    yield "Weights that training starts from, frozen encoders too, were not made of these patients: what they tell is not counted."
+    yield "Not counted either: studies without privacy on the same patients, and private ones that another ledger holds."
     yield f"Known to everybody: {known(privacy)}."
     yield f"Figures of the evaluation: {FIGURES[privacy.metrics].format(noise=privacy.metrics_noise)}."
     yield "Noise and batches are secret, drawn at the hospital; whoever reads its memory or measures its time may know more."
     yield "Held against whoever sees everything that leaves the hospital, the coordinator included."
+
+
+SIMULATED = (
+    "This is a simulation: figures of all test patients together, and of comparisons with other training, are exact and outside the"
+    " promise. In a deployment nobody has them."
+)
+"""What a simulation shows beside the figures that hospitals would send."""
 
 
 def warnings(federation: Federation, weights: int) -> Iterator[Problem]:

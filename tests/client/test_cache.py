@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,29 @@ def test_nothing_is_kept_of_a_write_that_fails(tmp_path: Path) -> None:
             cache.put(KEY, half)
         assert cache.get(KEY) is None
         assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("first", ["looked", "written"])
+def test_an_entry_that_appears_while_it_is_looked_for_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Between any two of a reader's steps another process may put the entry: it is not taken for a damaged one."""
+    with Cache(tmp_path, 1e9) as reader, Cache(tmp_path, 1e9) as writer:
+        stat = Path.stat
+
+        def meanwhile(path: Path, **options: Any) -> os.stat_result:
+            monkeypatch.undo()
+            if first == "written":
+                writer.put(KEY, text("hello"))
+                return stat(path, **options)
+            try:
+                return stat(path, **options)
+            finally:
+                writer.put(KEY, text("hello"))
+
+        monkeypatch.setattr(Path, "stat", meanwhile)
+        reader.get(KEY)
+        assert writer.get(KEY) is not None
 
 
 def cut(path: Path) -> None:

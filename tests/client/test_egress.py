@@ -1,5 +1,6 @@
 """What leaves a hospital: replies of the closed list alone, and no count from which a few patients could be told."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from flwr.app import Message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from ich_client import work
 from ich_client.egress import release
@@ -207,6 +209,104 @@ def test_no_small_count_can_be_computed_from_what_leaves(
             assert part.events is None
         else:
             assert part.events in (None, labels[rows].sum())
+
+
+def sides(patients: int, counts: Sequence[int], folder: Path, k: int = 10, **evaluation: Any) -> Site:
+    """A hospital with a category of so many patients per level, the first being the reference, then a yes or no."""
+    known = np.repeat(np.arange(len(counts)), counts)
+    assert len(known) <= patients
+    table = np.full((patients, len(counts)), np.nan)
+    table[: len(known), :-1] = known[:, None] == np.arange(1, len(counts))
+    table[:, -1] = np.arange(patients) % 2
+    variables = {
+        "side": {"type": "category", "levels": [f"s{n}" for n in range(len(counts))], "known_at": "admission"},
+        "b": {"type": "yes_no", "known_at": "admission"},
+        "mrs": {"type": "integer", "known_at": "90 days"},
+    }
+    settings = small.federation(
+        table={"variables": variables, "predictors": ["side", "b"]}, evaluation={"small_cells": k, **evaluation}
+    )
+    ids = tuple(map(str, range(patients)))
+    labels = np.arange(patients) % 4 // 2
+    at = Hospital("north", Patients(ids, table, labels), Limits(small_cells=0), {}, ())
+    return Site(Plan(settings, 42), at, folder)
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ((20, 30, 50), (30, 50)),
+        ((0, 30, 70), (30, 70)),  # nobody is nobody
+        ((9, 41, 50), (45, 50)),  # 100 - 45 - 50 leaves 5, as of any number from 1 to 9
+        ((1, 49, 50), (45, 50)),
+        ((4, 3, 40, 53), (5, 37, 53)),  # 7 of the first two: less 5 of the second and 5 of the first
+        ((9, 3, 40, 48), (5, 40, 48)),  # 12 of the first two are no few
+        ((3, 4, 2, 91), (5, 5, 85)),
+    ],
+)
+def test_the_first_level_of_a_category_does_not_follow_from_the_others(
+    counts: Sequence[int], told: Sequence[int], tmp_path: Path
+) -> None:
+    part = statistics(sides(100, counts, tmp_path)).parts[0]
+    assert [count * mean for count, mean in zip(part.count, part.mean, strict=True)][:-1] == pytest.approx(told)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("missing", "folds"), [(0, None), (3, None), (20, None), (0, 2), (3, 3)])
+def test_what_leaves_is_the_same_whatever_the_first_level_of_a_category_is(
+    missing: int, folds: int | None, tmp_path: Path
+) -> None:
+    """One to nine patients of the first level, and the rest of 60 of the next: nine pairs of tables, one sum of all."""
+    replies = [
+        statistics(sides(120 + missing, (few, 60 - few, 60), tmp_path, folds=folds)).parts[0] for few in range(1, 10)
+    ]
+    assert len({one.model_dump_json() for one in replies}) == 1
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    counts=st.lists(st.integers(0, 30), min_size=3, max_size=6).filter(any),
+    missing=st.integers(3, 25),
+    folds=st.sampled_from([None, 2, 3]),
+    k=st.integers(2, 12),
+)
+def test_no_few_levels_of_a_category_can_be_told_from_the_others(
+    counts: list[int], missing: int, folds: int | None, k: int, tmp_path: Path
+) -> None:
+    """In each part, and in what it leaves over: the levels that are not told exactly are nobody's, or k patients'."""
+    here = sides(sum(counts) + missing, counts, tmp_path, k, folds=folds)
+    try:
+        reply = statistics(here)
+    except RefusedError:
+        return  # too few patients for anything to be said
+    levels = here.hospital.patients.table[:, : len(counts) - 1]
+    groups = {(0, 0): here.split(0).train}
+    for part in range(1, (folds or 0) + 1):
+        groups |= {(part, 0): here.split(part).train, (0, part): here.split(part).test}
+
+    def sums(part: int) -> NDArray[np.float64]:
+        sent = reply.parts[part]
+        return np.array([(sent.count[n] or 0) * sent.mean[n] for n in range(len(counts) - 1)])
+
+    for (part, taken), rows in groups.items():
+        known = levels[rows][~np.isnan(levels[rows, 0])]
+        true = np.array([len(known) - known.sum(), *known.sum(axis=0)])
+        if not reply.parts[0].count[0]:
+            continue  # known for nobody, or for so few that nothing is told
+        claimed = sums(part) - (sums(taken) if taken else 0.0)
+        exact = np.isclose(claimed, true[1:]) & ~np.isclose(claimed, k / 2)
+        if number := part or taken:  # a part with the mean of all tells nothing of its own
+            exact &= ~np.isclose(reply.parts[number].mean[: len(exact)], reply.parts[0].mean[: len(exact)])
+        hidden = int(true[0] + true[1:][~exact].sum())
+        assert hidden == 0 or hidden >= k or not exact.any(), (part, taken, true, claimed)
+
+
+def test_events_of_validation_patients_do_not_follow_from_all_less_training_and_test(tmp_path: Path) -> None:
+    """100 patients, 50 events: told are those of all, of 70 in training, of 20 tested; the 10 others would follow."""
+    here = site(hospital(np.tile(forty(), (3, 1))[:100], [0, 1] * 50), tmp_path, test=0.2, validation=0.125)
+    roles = here.split(0)
+    assert (len(roles.train), len(roles.validation), len(roles.test)) == (70, 10, 20)
+    assert 0 < here.hospital.patients.labels[roles.validation].sum() < 10
+    assert statistics(here).parts[0].events is None
 
 
 def test_what_leaves_is_the_same_whatever_the_small_number_is(tmp_path: Path) -> None:

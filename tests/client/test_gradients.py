@@ -134,6 +134,26 @@ def test_gradients_of_patients_are_those_of_batches_of_one(case: str) -> None:
         assert apart(together, want) <= 1e-5 * norm(list(want.values()))
 
 
+@pytest.mark.parametrize(("case", "matter"), [("hohoho", 3), ("dlmi", 3), ("mednvc", 1)])
+def test_a_patients_one_gradient_is_of_all_scans(case: str, matter: int) -> None:
+    """The last patient has three. Each of them moves the gradient (of views the highest decides), which has one clip."""
+    stack = stack_of(case, torch.float64)
+    batch = people(case, stack, dtype=torch.float64)
+    quiet(stack.network)
+    assert batch.slices is not None
+    assert batch.image is not None
+    assert batch.slices.sum(1).tolist() == [1, 2, 3, 3]
+    last, moved = Draw(torch.tensor([3]), torch.tensor([3])), 0
+    whole = Loop(stack, batch, PLAIN).clipped(last, math.inf, 0.0)
+    for scan in range(3):
+        image = batch.image.clone()
+        image[3, scan] += 1
+        loop = Loop(stack, replace(batch, image=image), PLAIN)
+        moved += apart(loop.clipped(last, math.inf, 0.0), whole) > 1e-3 * norm(list(whole.values()))
+        assert norm(list(loop.clipped(last, 1e-3, 0.0).values())) == pytest.approx(1e-3)
+    assert moved >= matter
+
+
 @pytest.mark.parametrize("case", ["hohoho, pretrain", "mednvc, pretrain", "ichpro"])
 def test_what_is_drawn_for_a_patient_follows_the_patients_own_seed(case: str) -> None:
     """Turned views, hidden patches, hidden words, dropout: the same whoever else is in the batch."""
@@ -318,5 +338,10 @@ def test_one_pass_in_pieces_is_one_pass(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_stream_gives_seeds_that_torch_takes() -> None:
-    for seed in Stream().seeds(100).tolist():
-        torch.Generator().manual_seed(seed)
+    """A hundred, none twice, of which each begins other numbers."""
+    seeds = Stream().seeds(100).tolist()
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    first = {
+        float(torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)) for seed in seeds
+    }
+    assert len(set(seeds)) == len(first) == 100

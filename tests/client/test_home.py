@@ -1,12 +1,13 @@
 """The hospital's folder: a kit makes it, the kit mends it, and another federation's kit does not get in."""
 
+import os
 from pathlib import Path
 
 import pytest
 from processes import write_study
 
 from ich_client import home as homes
-from ich_models.errors import ConfigurationError
+from ich_models.errors import ConfigurationError, RunError
 from ich_server import home as server
 
 
@@ -53,3 +54,13 @@ def test_another_hospitals_kit_does_not_get_in(tmp_path: Path) -> None:
     made = homes.create(kit_of(tmp_path), tmp_path / "north")
     with pytest.raises(ConfigurationError, match="belongs to another hospital"):
         homes.create(kit_of(tmp_path, "south"), made.folder)
+
+
+def test_two_clients_do_not_take_part_from_one_folder(tmp_path: Path) -> None:
+    made = homes.create(kit_of(tmp_path), tmp_path / "north")
+    with homes.locked(made):
+        with pytest.raises(RunError, match=rf"join \(process {os.getpid()}\) runs on this folder already") as caught:
+            homes.locked(made).__enter__()
+        assert "end that one first" in str(caught.value)
+    with homes.locked(made):
+        pass

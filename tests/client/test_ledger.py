@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ich_client.ledger import Charge, Ledger, spent
+from ich_client.ledger import Charge, Ledger, anchors, spent
 from ich_models import hash_chain
 from ich_models.accounting import Steps
 from ich_models.errors import DataError
@@ -88,6 +88,16 @@ def rewritten(folder: Path) -> None:
         hash_chain.append(path, {**content, "sigma": 9.0} if content["event"] == "reserve" else content)
 
 
+def settled_anew(folder: Path) -> None:
+    """By the same: the last line alone, as if none of the last round's steps had been made. All other hashes stay."""
+    path = folder / "privacy" / "ledger.jsonl"
+    *before, last = hash_chain.read(path)
+    assert last.content["event"] == "settle"
+    cut(folder)
+    hash_chain._write_seal(path, hash_chain._Seal(before[-1].number, before[-1].hash, path.stat().st_size))
+    hash_chain.append(path, {**last.content, "steps": 0})
+
+
 def deleted(folder: Path, *names: str) -> None:
     for name in names:
         (folder / "privacy" / name).unlink()
@@ -109,6 +119,7 @@ def cut(folder: Path) -> None:
     [
         edited,
         rewritten,
+        settled_anew,
         lambda folder: deleted(folder, "ledger.jsonl"),
         lambda folder: deleted(folder, "ledger.jsonl", "ledger.jsonl.seal"),
         lambda folder: deleted(folder, "ledger.jsonl", "ledger.jsonl.seal", "salt"),
@@ -118,7 +129,19 @@ def cut(folder: Path) -> None:
         cut,
         lambda folder: (folder / "privacy" / "salt").write_bytes(b"another" * 4),
     ],
-    ids=["edited", "rewritten", "deleted", "with seal", "all", "salt", "folder", "rolled back", "cut", "other salt"],
+    ids=[
+        "edited",
+        "rewritten",
+        "settled anew",
+        "deleted",
+        "with seal",
+        "all",
+        "salt",
+        "folder",
+        "rolled back",
+        "cut",
+        "other salt",
+    ],
 )
 def test_a_changed_ledger_is_found_out_before_anything_is_spent(
     tmp_path: Path, change: Callable[[Path], object]
@@ -126,12 +149,47 @@ def test_a_changed_ledger_is_found_out_before_anything_is_spent(
     book = ledger(tmp_path)
     reserve(book)
     shutil.copytree(tmp_path / "privacy", tmp_path / "before")
-    reserve(book)
+    book.settle(reserve(book), 10)
     change(tmp_path)
     anchored = (tmp_path / "audit" / "log.jsonl").read_bytes()
     with pytest.raises(DataError, match="ledger"):
         reserve(book)
     assert (tmp_path / "audit" / "log.jsonl").read_bytes() == anchored
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda log: [path.unlink() for path in log.parent.glob("log.jsonl*")],
+        lambda log: shutil.copytree(log.parent.parent / "before", log.parent, dirs_exist_ok=True),
+    ],
+    ids=["removed", "rolled back"],
+)
+def test_an_anchor_that_was_changed_is_found_out(tmp_path: Path, change: Callable[[Path], object]) -> None:
+    """Without it the ledger could be written anew and nobody would see."""
+    book = ledger(tmp_path)
+    book.settle(reserve(book), 10)
+    shutil.copytree(tmp_path / "audit", tmp_path / "before")
+    book.settle(reserve(book), 10)
+    change(book.anchor)
+    lines = book.path.read_bytes()
+    for use in (reserve, total, Ledger.read):
+        with pytest.raises(DataError, match=r"does not know its line [24]: it has been removed or changed"):
+            use(book)
+    assert book.path.read_bytes() == lines
+
+
+def test_a_crash_between_the_two_logs_is_mended(tmp_path: Path) -> None:
+    """The reservation stands, counts, and is anchored with the next use; until then it is the only one that may not be."""
+    book = ledger(tmp_path)
+    book.settle(reserve(book), 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "_anchor", lambda *_: None)
+        reserve(book)
+    assert [number for number, _ in anchors(book.anchor)] == [2, 3]
+    assert len(book.read().charges) == 2
+    assert total(book) == 14
+    assert [number for number, _ in anchors(book.anchor)] == [2, 3, 4]
 
 
 def test_other_lines_of_the_anchor_are_no_matter(tmp_path: Path) -> None:

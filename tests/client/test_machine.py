@@ -3,7 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +13,22 @@ import pytest
 import small
 import torch
 from image_hospital import files, make
+from processes import write_study
+from typer.testing import CliRunner
 
 from ich_client import home as homes
 from ich_client import images, machine, needs
 from ich_client.check import Verdict, verdict
+from ich_client.cli import app as client
 from ich_client.dicom.pixels import KNOWN
 from ich_client.hospital import HospitalConfig
 from ich_client.images import Ask
 from ich_client.machine import Line, Needs, Room, Weights
 from ich_client.tables import load_hospitals
-from ich_models.errors import RunError
+from ich_models.errors import ConfigurationError, RunError
 from ich_models.federation import load_federation
 from ich_models.yaml_config import load
+from ich_server import home as server
 from ich_strategies.plan import Plan
 
 MODEST = Needs(threads=1, model=4e6, images=True, dicom=True, networks=False)
@@ -43,6 +49,36 @@ def test_this_machine_can_read_every_encoding_and_says_what_it_has() -> None:
     assert found["memory"].values["needed"] == 0.8e9 + 6 * 4e6 + 0.7e9
     assert 1 <= found["processor cores"].values["cores"] <= (os.cpu_count() or 1)
     json.dumps([dict(line.values) for line in found.values()], allow_nan=False)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 7, reason="this machine has the GPU that is not to be there")
+def test_a_gpu_that_is_asked_for_and_is_not_there_is_an_obstacle() -> None:
+    found = lines(replace(MODEST, devices=("cuda:7",)))["GPU"]
+    assert found.state == "not ready"
+    assert re.fullmatch(r"limits.device is cuda:7, and torch finds [0-7] CUDA devices", found.told)
+    assert found.hint.startswith("write device: cpu")
+    assert lines(replace(MODEST, devices=("cpu",)))["GPU"].state == "well"
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 7, reason="this machine has the GPU that is not to be there")
+def test_a_gpu_that_is_not_there_stops_check_and_join_before_any_contact(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", hospitals=["north"])
+    kit = server.make_kit(server.create(study, "localhost:1", tmp_path / "server"), "north", "b" * 64)
+    home = tmp_path / "north"
+    command("init", kit, "--home", home)
+    mapping = (study.parent / "hospitals" / "north.yaml").read_text()
+    (home / "hospital.yaml").write_text(mapping.replace("limits:\n", "limits:\n  device: cuda:7\n"))
+    command("approve", "--home", home, "--yes")
+    assert "limits.device is cuda:7" in command("check", "--home", home, "--data", study.parent / "data", code=11)
+    joined = CliRunner().invoke(client, ["join", "--home", str(home), "--data", str(study.parent / "data")])
+    assert isinstance(joined.exception, ConfigurationError)
+    assert "limits.device is cuda:7" in str(joined.exception)
+
+
+def command(*words: object, code: int = 0) -> str:
+    done = CliRunner().invoke(client, list(map(str, words)))
+    assert done.exit_code == code, done.output
+    return done.output
 
 
 def test_more_threads_than_cores_are_a_warning_and_too_little_memory_is_an_obstacle() -> None:

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import small
 from flwr.app import Message, RecordDict
+from processes import write_study
 
 from ich_client import audit, policy, work
+from ich_client.app import app as node_app
 from ich_client.app import build_app
 from ich_client.hospital import Limits
 from ich_client.site import Site
 from ich_deploy.grid import InProcessGrid
 from ich_models.errors import Code, DataError
+from ich_models.federation import load_federation
 from ich_models.protocol import (
     EVALUATE,
     STATISTICS,
@@ -192,6 +195,27 @@ def test_a_study_cannot_have_more_models_than_hospitals(site: Site, tmp_path: Pa
     assert asked("c") is None
     assert asked("d") is Code.POLICY
     assert asked("a") is None
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("small_cells: 5", None),
+        ("small_cells: 5\n  privacy: required", Code.POLICY),
+        ("small_cells: 5\n  studies: [another]", Code.POLICY),
+        ("small_cells: 5\nprivacy: {ledger: /srv/ich/privacy}", Code.DATA),
+    ],
+)
+def test_under_flowers_own_programs_hospital_yaml_holds_too(tmp_path: Path, line: str, code: Code | None) -> None:
+    """Nobody approves there, but what the hospital has ruled out stays so; a ledger that would not be used is not passed over."""
+    study = write_study(tmp_path / "study", hospitals=("north",))
+    hospital = study.parent / "hospitals/north.yaml"
+    hospital.write_text(hospital.read_text().replace("small_cells: 5", line))
+    node = {"federation": study, "hospital": hospital, "data": study.parent / "data", "state": tmp_path / "state"}
+    network = InProcessGrid(node_app, {1: {name: str(value) for name, value in node.items()}})
+    task = StatisticsTask(federation=load_federation(study).value.hash, seed=7, parts=[0])
+    (reply,) = network.send_and_receive([Message(to_record(task), 1, STATISTICS)])
+    assert is_refusal(reply.content) is code
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """What hospital IT sees of privacy: check, approve, ledger, audit and audit-privacy, in a real folder with a real ledger."""
 
 import json
+import multiprocessing
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from ich_client.app import build_app
 from ich_client.cli import app
 from ich_client.commands_join import load_hospital, site_of
 from ich_client.home import Home
+from ich_client.ledger import Ledger, anchors, spent
 from ich_client.policy import guard
 from ich_deploy.grid import InProcessGrid
 from ich_models.accounting import Steps, epsilon, programme
-from ich_models.errors import Code
+from ich_models.errors import Code, ConfigurationError
 from ich_models.protocol import CONSTANTS, WEIGHTS, StatisticsTask, TrainTask, is_refusal, to_record
 from ich_server import home as server
 from ich_strategies.plan import Plan
@@ -35,7 +38,12 @@ PRIVATE: dict[str, Any] = {
 @pytest.fixture
 def opened(tmp_path: Path) -> Home:
     """A hospital's folder with its kit, mapping and table."""
-    study = write_study(tmp_path / "study", PRIVATE)
+    return home_of(tmp_path, PRIVATE)
+
+
+def home_of(tmp_path: Path, settings: dict[str, Any]) -> Home:
+    """The same for any study; each has a server, and so a CA, of its own."""
+    study = write_study(tmp_path / "study", settings)
     kit = server.make_kit(server.create(study, "localhost:8443", tmp_path / "server"), "north", "b" * 64)
     made = homes.create(kit, tmp_path / "north")
     made.hospital.write_text((tmp_path / "study/hospitals/north.yaml").read_text())
@@ -114,6 +122,101 @@ def test_a_changed_ledger_stops_private_rounds_and_is_told(opened: Home) -> None
     assert "ledger has been changed" in str(CliRunner().invoke(app, ["ledger", "--home", str(opened.folder)]).exception)
 
 
+# --- two federations, the same patients -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both(opened: Home, tmp_path: Path) -> tuple[Home, Home]:
+    """Two federations' folders at one hospital; the second was told where the first one's ledger is."""
+    second = home_of(tmp_path / "another", {**PRIVATE, "name": "another"})
+    (opened.folder / "privacy").mkdir()
+    with second.hospital.open("a") as file:
+        file.write(f"privacy: {{ledger: {opened.folder / 'privacy'}}}\n")
+    return opened, homes.open_home(second.folder)
+
+
+def test_two_federations_with_one_ledger_add_up(both: tuple[Home, Home]) -> None:
+    first, second = both
+    sigma = programme(first.federation.value).sigma
+    for number, opened in enumerate(both, start=1):
+        call("approve", opened, "--yes")
+        assert is_refusal(train(opened, 1)) is None
+        one = epsilon([Steps(sigma, 0.25, 16 * number)], 1e-3)
+        assert f"spent epsilon {one:.2f} (delta 0.001) by {number} studies" in call("ledger", opened)
+    ledger = first.folder / "privacy"
+    assert f"ledger {ledger}: 1 other hospital folder wrote to it" in call("approve", first, "--yes")
+    assert "1 other hospital folder wrote to it" in call("check", second)
+    whole = json.loads(call("ledger", second, "--json"))
+    assert (whole["folders"], len(whole["groups"]), len(whole["history"])) == (2, 1, 2)
+    for opened in both:  # each audit log knows what its own folder wrote: a reservation, and what was used of it
+        assert "audit log knows 2 of them" in call("ledger", opened, "--verify")
+    limit(second, "epsilon: 3.1")  # enough for 3 by itself, and not with what the other study has had
+    assert is_refusal(train(homes.open_home(second.folder), 2)) == Code.BUDGET
+
+
+def test_either_folders_lost_audit_log_stops_that_folder(both: tuple[Home, Home]) -> None:
+    for opened in both:
+        call("approve", opened, "--yes")
+        assert is_refusal(train(opened, 1)) is None
+    for path in both[1].audit.glob("log.jsonl*"):
+        path.unlink()
+    assert is_refusal(train(both[1], 2)) == Code.DATA
+    assert is_refusal(train(both[0], 2)) is None
+
+
+def test_without_it_the_second_would_begin_at_nothing(opened: Home, tmp_path: Path) -> None:
+    """Which is why the program says so where it sends people to another folder."""
+    call("approve", opened, "--yes")
+    train(opened, 1)
+    second = home_of(tmp_path / "another", {**PRIVATE, "name": "another"})
+    assert f"ledger {second.folder / 'privacy'}: of this folder alone" in call("approve", second, "--yes")
+    with pytest.raises(ConfigurationError) as problem:
+        homes.create(next((tmp_path / "another/server").rglob("*.zip")), opened.folder)
+    assert f"privacy: {{ledger: {(opened.folder / 'privacy').resolve()}}}" in str(problem.value)
+
+
+def test_a_ledger_that_is_not_there_or_would_be_forgotten_is_refused(both: tuple[Home, Home], tmp_path: Path) -> None:
+    first, second = both
+    (first.folder / "privacy").rename(tmp_path / "gone")
+    with pytest.raises(ConfigurationError, match="there is no ledger folder"):
+        _ = second.ledger
+    (tmp_path / "gone").rename(first.folder / "privacy")
+    call("approve", first, "--yes")
+    train(first, 1)
+    with first.hospital.open("a") as file:
+        file.write(f"privacy: {{ledger: {tmp_path}}}\n")
+    with pytest.raises(ConfigurationError, match="would not be counted any more"):
+        _ = homes.open_home(first.folder).ledger
+
+
+def client(folder: Path, home: str, rounds: int, together: Barrier) -> None:
+    """One of two programs that write to the same ledger at once, each round at the same moment."""
+    book = Ledger(folder / "shared", folder / home / "log.jsonl", home)
+    for number in range(rounds):
+        together.wait(30)
+        with book.writing(["a", "b"]) as writer:
+            charge = writer.reserve("c" * 64, 1, f"round {number}", ["all"], Steps(2.0, 0.25, 10), 1e-3)
+            assert charge.number == writer.book.lines + 1, "somebody wrote between looking and reserving"
+        book.settle(charge, 7)
+
+
+def test_two_clients_at_once_lose_no_charge(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    own = multiprocessing.get_context("fork")
+    together = own.Barrier(2)
+    programs = [own.Process(target=client, args=(tmp_path, home, 12, together)) for home in ("one", "other")]
+    for program in programs:
+        program.start()
+    for program in programs:
+        program.join(60)
+        assert program.exitcode == 0
+    book = Ledger(tmp_path / "shared", tmp_path / "one/log.jsonl", "one").read()
+    assert sorted(charge.what for charge in book.charges) == sorted(2 * [f"round {number}" for number in range(12)])
+    assert spent(book.charges) == (Steps(2.0, 0.25, 2 * 12 * 7),)
+    for home in ("one", "other"):
+        assert len(list(anchors(tmp_path / home / "log.jsonl"))) == 2 * 12
+
+
 def test_purge_keeps_the_ledger(opened: Home) -> None:
     call("approve", opened, "--yes")
     train(opened, 1)
@@ -133,6 +236,14 @@ def test_a_hospital_that_cannot_take_part_is_told_before_any_contact(opened: Hom
     plan = Plan(opened.federation.value, 42)
     task = StatisticsTask(federation=plan.hash, seed=42, parts=[0])
     assert is_refusal(ask(opened, "query", task)) == Code.BUDGET
+
+
+def test_check_refuses_exact_figures_where_the_hospital_asks_for_privacy(tmp_path: Path) -> None:
+    opened = home_of(tmp_path, {**PRIVATE, "privacy": {**PRIVATE["privacy"], "metrics": "exact"}})
+    limit(opened, "privacy: required")
+    found = CliRunner().invoke(app, ["check", "--home", str(opened.folder)])
+    assert found.exit_code == 11
+    assert "it asks for privacy, and this study asks for exact figures" in " ".join(found.output.split())
 
 
 def test_audit_writes_what_the_report_takes(opened: Home, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ich_client.train import Direction, fit
 from ich_models.batch import Batch, Output
 from ich_models.errors import Code
 from ich_models.losses import PerSample, Term, outcome
+from ich_models.networks.options import TINY_VOLUME
 from ich_models.networks.registry import build
 from ich_models.recipes import Recipe
 from ich_models.stack import Stack
@@ -137,6 +138,17 @@ def test_two_runs_with_one_seed_differ() -> None:
             torch.manual_seed(3)
             runs.append(private(mlp(), table(), terms))
         assert not torch.equal(*runs)
+
+
+@pytest.mark.parametrize("engine", ["loop", "ghost"])
+def test_what_random_layers_draw_is_secret_too(engine: EngineName) -> None:
+    """Everybody is in the one batch and there is no noise: what differs between two runs is whom dropout hides what from."""
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        terms = Terms(sigma=0.0, clip=1.0, rate=1.0, steps=1, expected=8)
+        runs.append(private(mlp(dropout=0.5), table(), terms, engine=engine))
+    assert not torch.equal(*runs)
 
 
 def test_torchs_own_generator_is_left_as_it_was() -> None:
@@ -422,6 +434,17 @@ def test_a_weight_that_is_used_again_by_hand_is_right() -> None:
     right(Again(), table(4), engine="loop")
 
 
+def test_a_layer_that_is_called_twice_is_right() -> None:
+    """Its gradient is the sum over both calls, so it is written down; the others' are not."""
+
+    class Twice(Lone):
+        def work(self, values: torch.Tensor) -> torch.Tensor:
+            once = torch.tanh(self.second(torch.tanh(self.first(values))))  # type: ignore[operator]
+            return torch.tanh(self.second(once))  # type: ignore[no-any-return, operator]
+
+    right(Twice(second=nn.Linear(8, 8)), table(4), engine="ghost")
+
+
 class Remembering(Lone):
     """Each patient is compared with the one before: a queue, outside of the tensors that anybody lists."""
 
@@ -458,6 +481,19 @@ def test_moving_averages_are_refused() -> None:
     assert message == "training changes tensors that are no parameters, past the noise: mean"
 
 
+def test_an_encoder_that_keeps_something_while_it_makes_features_is_refused() -> None:
+    """It rests, and is asked once before the first step: what it then remembers of patients would leave without noise."""
+    network = tiny("image_only", image={**TINY_VOLUME, "frozen": True})
+    network.image.register_buffer("seen", torch.zeros(()))
+
+    def keep(module: nn.Module, given: tuple[torch.Tensor], _output: torch.Tensor) -> None:
+        module.seen.add_(given[0].sum())  # type: ignore[operator]
+
+    network.image.register_forward_hook(keep)
+    message = refused(network, patients("image_only", 3))
+    assert message == "training changes tensors that are no parameters, past the noise: image.seen"
+
+
 def test_the_self_test_runs_once_for_a_network_and_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     times: list[int] = []
     run: Callable[..., None] = self_test.run
@@ -468,6 +504,9 @@ def test_the_self_test_runs_once_for_a_network_and_stage(monkeypatch: pytest.Mon
     assert len(times) == 1
     private(mlp(), table(), Terms(1.0, 0.1, 0.5, 1, 4))
     assert len(times) == 2
+    for hospital in ("north", "south", "north"):  # in a simulation they share a network, and its patients are others
+        private(stack, table(), Terms(1.0, 0.1, 0.5, 1, 4), hospital=hospital)
+    assert len(times) == 4
 
 
 def test_the_log_says_nothing_of_patients(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """The comparison arms learn from nobody that they are tested on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,57 @@ def test_a_parts_model_does_not_know_its_test_patients(part: int, tmp_path: Path
     after = arms.train_alone(plan, [again], part, recipe, (1,))
     assert {k: v.tobytes() for k, v in before.rows.items()} == {k: v.tobytes() for k, v in after.rows.items()}
     assert before.threshold == after.threshold
+
+
+# --- small cells ------------------------------------------------------------------------------------------------------
+
+
+def with_events(name: str, patients: int, events: int, k: int = 0) -> Hospital:
+    """A hospital with so many events, and a small-cell rule of its own."""
+    one = small.hospital(name, patients)
+    order = np.argsort(np.where(np.isnan(one.patients.table[:, 0]), 0, one.patients.table[:, 0]), kind="stable")
+    labels = np.zeros(patients, np.int64)
+    labels[order[-events:]] = 1
+    return replace(one, patients=replace(one.patients, labels=labels), limits=Limits(small_cells=k))
+
+
+def test_what_a_hospital_withholds_is_not_what_is_left_of_a_sum(tmp_path: Path) -> None:
+    """East has 4 events of 60 and k is 10; north asks for 40 and has 30; west asks for 20 and has 25."""
+    settings = small.federation(evaluation={"small_cells": 10, "comparisons": {"pooled": RECIPE, "tabular": RECIPE}})
+    members = [
+        with_events("east", 60, 4),
+        with_events("north", 120, 30, k=40),
+        with_events("south", 100, 45),
+        with_events("west", 90, 25, k=20),
+    ]
+    result = small.study(settings, members, tmp_path)
+    plan = small.Plan(settings, 42)
+    for found in dict(compare(plan, small.sites(plan, members, tmp_path), result)).values():
+        events = {name: one.events for name, one in found.hospitals.items()}
+        assert events == {"east": None, "north": None, "south": 45, "west": 25}
+        assert (found.pooled.n, found.pooled.events) == (190, 70), "south and west, whose figures are told"
+        for name in ("east", "north"):
+            assert set(found.hospitals[name].metrics.values()) == {Estimate(None, None, None)}
+            assert name not in found.differences
+        assert not found.pooled.bins
+        assert not found.pooled.decisions
+        told = [found.hospitals[name] for name in ("south", "west")]
+        brier = sum(one.n * one.metrics["brier"].value for one in told) / 190
+        assert found.pooled.metrics["brier"].value == pytest.approx(brier, abs=1e-12)
+
+
+def test_where_nobody_tells_there_is_nothing_of_all_together(tmp_path: Path) -> None:
+    settings = small.federation(
+        evaluation={"small_cells": 10, "cross_site": True, "folds": 2, "comparisons": {"local": RECIPE}}
+    )
+    members = [with_events(name, 60, 4) for name in ("east", "north", "south")]
+    result = small.study(settings, members, tmp_path)
+    plan = small.Plan(settings, 42)
+    at_work = small.sites(plan, members, tmp_path)
+    found = dict(compare(plan, at_work, result))
+    assert found.keys() == {"loho", "federated", "local"}
+    assert all(one.pooled is None for one in found.values())
+    recipe = settings.evaluation.comparisons.local
+    assert recipe is not None
+    matrix = cross_site(plan, at_work, recipe, found["local"])
+    assert {one.value for row in matrix.values() for one in row.values()} == {None}

@@ -54,7 +54,20 @@ def finish(made: Federation, seconds: float = 240) -> None:
 
 def rounds_trained(made: Federation, name: str) -> list[int]:
     """Rounds that a hospital has answered, in their order."""
-    return [int(number) for number in re.findall(r"round (\d+), train:", made.log(name))]
+    return trained_in(made.log(name))
+
+
+def trained_in(log: str) -> list[int]:
+    """The same of a part of its log."""
+    return [int(number) for number in re.findall(r"round (\d+), train:", log)]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Raises AssertionError if it does not come true."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 # --- a hospital -------------------------------------------------------------------------------------------------------
@@ -187,6 +200,34 @@ def test_a_study_goes_on_without_a_hospital_that_is_away(tmp_path: Path) -> None
         assert "west" not in made.log("server")
         text = command("ich-server", "status", "--home", made.home)
         assert re.search(r"set aside +seed 7, round \d: south", text)
+
+
+def test_a_hospital_that_has_lost_its_key_goes_on_with_another(tmp_path: Path) -> None:
+    """Revoked, a new key made and admitted while the study runs: it misses rounds, and takes part again without a resume."""
+    with federation(tmp_path, study(tmp_path / "study", hospitals=2)) as made:
+        made.serve()
+        clients = {name: made.join(name) for name in HOSPITALS}
+        made.wait_for_round(1)
+        call(program, "revoke", "south", "--home", made.home)
+        clients["south"].kill()
+        clients["south"].wait()
+        for file in (made.folder / "south").glob("south.*"):
+            file.unlink()
+        for name in ("east", "north"):
+            clients[name].send_signal(signal.SIGSTOP)  # the round under way waits until south is back
+        made.enrol("south")
+        made.join("south")
+        wait_until(lambda: "connected to" in made.log("south").rpartition("hospital   south")[2])
+        for name in ("east", "north"):
+            clients[name].send_signal(signal.SIGCONT)
+        finish(made)
+        before, _, after = made.log("south").rpartition("hospital   south")
+        assert ROUNDS in trained_in(after)
+        assert len(trained_in(before)) + len(trained_in(after)) < ROUNDS
+        text = command("ich-server", "status", "--home", made.home)
+        assert re.search(
+            r"set aside +seed 7, round \d: south: (not admitted any more|no reply before the deadline)", text
+        )
 
 
 def test_a_second_server_on_the_folder_harms_nothing(running: Federation, undisturbed: bytes) -> None:

@@ -26,7 +26,9 @@ from ich_models.metrics import delong
 from ich_models.protocol import WEIGHTS
 from ich_models.recipes import Recipe
 from ich_models.volume import Volume
-from ich_server.report.page import Photo
+from ich_server import results_file
+from ich_server.report.page import write_report
+from ich_server.report.photos import Photo
 from ich_strategies.plan import Plan
 
 Cohorts = dict[str, list[Case]]
@@ -78,6 +80,9 @@ def test_a_report_on_generated_patients_has_two_pictures_per_fold(demo: tuple[Pa
         "card.json",
         "federation.json",
     }
+    (tmp_path / "report.html").unlink()
+    write_report(results_file.read(tmp_path / "results.json"), tmp_path)
+    assert (tmp_path / "report.html").read_text() == page, "as ich-server report writes it again"
 
 
 def test_without_the_generators_mark_there_is_no_picture(demo: tuple[Path, Cohorts], tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from ich_client.ledger import spent
 from ich_client.site import ledger_in
 from ich_deploy import source
 from ich_deploy.simulate import Options, Watch, simulate
+from ich_models import privacy_words
 from ich_models.accounting import epsilon, programme
 from ich_models.errors import ConfigurationError
 from ich_models.federation import Federation, load_federation
 from ich_server.cli import app as server
-from ich_server.results import Results, read
+from ich_server.results import Results, promised, read
 
 HOSPITALS = ("east", "north", "south")
 
@@ -102,6 +103,31 @@ def test_begun_anew_it_is_charged_anew_and_resumed_it_is_not(study: Path) -> Non
     assert len(after.charges) == 3
 
 
+def test_a_short_study_begun_anew_does_not_take_the_replies_of_the_last(tmp_path: Path) -> None:
+    """Its replies of two rounds are all still there, and its first question is the same as then."""
+    stage = {**PRIVATE["training"]["stages"][0], "rounds": 2}
+    settings = {
+        **PRIVATE,
+        "training": {"stages": [stage], "seeds": [7]},
+        "evaluation": {"threshold": 0.5, "small_cells": 5},
+    }
+    path = write_study(tmp_path / "study", settings, HOSPITALS)
+    found = []
+    for resume in (False, True, False):
+        run(path, tmp_path / "out", resume=resume)
+        weights = (tmp_path / "out/model/seed-7/model.safetensors").read_bytes()
+        found.append(
+            (
+                weights,
+                [(one.what, one.spent.steps) for one in ledger_in(tmp_path / "out/hospitals", "north").read().charges],
+            )
+        )
+    once, resumed, anew = found
+    assert once == resumed
+    assert anew[0] != once[0]
+    assert anew[1] == once[1] == [("round 1", 2), ("round 2", 6)]
+
+
 def test_audit_is_put_into_results_and_report(study: Path, tmp_path: Path) -> None:
     out = study.parent / "out"
     found = {"epsilon": 0.7, "promised": 7.9, "canaries": 1000, "right": 150, "guesses": 200}
@@ -135,6 +161,23 @@ def test_what_cannot_fit_is_refused_before_anything_runs(tmp_path: Path) -> None
             ["init", str(path), "--address", "localhost:8443", "--home", str(tmp_path / "server")],
             catch_exceptions=False,
         )
+
+
+def test_noised_study_says_which_figures_of_a_simulation_are_exact(tmp_path: Path) -> None:
+    """Hospitals' figures are noised; of all patients together nobody but a simulation has any."""
+    terms = {**PRIVATE["privacy"], "metrics": "noised", "metrics_noise": 20.0}
+    settings = {**PRIVATE, "privacy": terms, "evaluation": {"threshold": 0.5, "small_cells": 5}}
+    path = write_study(tmp_path / "study", settings, HOSPITALS)
+    found = run(path, tmp_path / "out")
+    assert found.privacy is not None
+    assert found.arms["loho"].pooled is not None
+    said = [one for one in found.privacy.assumptions if one.startswith("This is a simulation")]
+    assert said == [privacy_words.SIMULATED]
+    assert "are exact and outside the promise" in " ".join((tmp_path / "out/report.html").read_text().split())
+    deployed = promised(federation(path), HOSPITALS).assumptions  # in which there are no such figures
+    assert privacy_words.SIMULATED not in deployed
+    for unseen in ("one more or one fewer", "Weights that training starts from", "studies without privacy"):
+        assert any(unseen in one for one in deployed), unseen
 
 
 def test_figures_that_are_not_sent_are_nowhere(tmp_path: Path) -> None:

@@ -299,9 +299,18 @@ def test_looser_privacy_than_agreed_is_refused(tmp_path: Path) -> None:
 
 
 def test_hospital_that_asks_for_privacy_refuses_a_study_without(tmp_path: Path) -> None:
-    private, without = small_private.federation(), small.federation()
+    private, without = small_private.federation({"metrics": "noised"}), small.federation()
     assert refusal(without, without, tmp_path, approval="all", privacy="required") == Code.POLICY
     assert refusal(private, private, tmp_path, approval="all", privacy="required") is None
+
+
+def test_hospital_that_asks_for_privacy_refuses_exact_figures(tmp_path: Path) -> None:
+    """They are of weights that the server chooses, and no epsilon holds for them; unless this hospital sends none anyway."""
+    exact, silent = small_private.federation(), small_private.federation({"metrics": "not_sent"})
+    assert refusal(exact, exact, tmp_path, approval="all") is None
+    assert refusal(exact, exact, tmp_path, approval="all", privacy="required") == Code.POLICY
+    assert refusal(exact, exact, tmp_path, approval="all", privacy="required", send_metrics=False) is None
+    assert refusal(silent, silent, tmp_path, approval="all", privacy="required") is None
 
 
 def test_reply_kinds_are_still_what_they_were() -> None:

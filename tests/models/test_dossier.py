@@ -20,10 +20,11 @@ from ich_server import pki
 
 SETTINGS = {"name": "small", "rounds": 3}
 HASH = hashlib.sha256(b'{"name":"small","rounds":3}').hexdigest()
+RESULTS = json.dumps({"study": {"federation": HASH}, "models": {"7": "ab" * 32}}).encode()
 FILES = {
     dossier.FEDERATION: json.dumps(SETTINGS, indent=2).encode(),
-    dossier.RESULTS: json.dumps({"study": {"federation": HASH}, "models": {"7": "ab" * 32}}).encode(),
-    "report.html": "<p>größer ✓</p>".encode(),
+    dossier.RESULTS: RESULTS,
+    "report.html": f"{dossier.mark(hashlib.sha256(RESULTS).hexdigest())}<p>größer ✓</p>".encode(),
     "models/seed-7.json": b"{}",
 }
 
@@ -94,7 +95,9 @@ def test_it_says_who_signed_what(
     stranger, _ = pki.authority(tmp_path, "small")
     with pytest.raises(DataError, match="another CA"):
         verified(place, packed, stranger)
-    assert "compare its fingerprint" in dossier.said(verified(place, packed), known=False)
+    assert "by an unknown CA (it says: a CA made for a simulation); nobody has compared" in dossier.said(
+        verified(place, packed), known=False
+    )
 
 
 @given(data=st.data())

@@ -76,6 +76,14 @@ WITHOUT_RANGE = {"variables": {**small_private.TABLE["variables"], "a": {"type":
         ({"evaluation": {"threshold": 0.5, "validation": 0.2}}, ("evaluation", "validation"), "leave it out"),
         ({"table": {**small_private.TABLE, "scaling": "hospital"}}, ("modalities", "table", "scaling"), "federated"),
         ({"table": WITHOUT_RANGE}, ("modalities", "table", "predictors", 0), "privacy.public"),
+        (
+            {
+                "evaluation": {"threshold": 0.5, "subgroups": [{"variable": "a", "cut": [0]}]},
+                "privacy": {"metrics": "noised"},
+            },
+            ("evaluation", "subgroups"),
+            "privacy.metrics: exact",
+        ),
         ({"privacy": {"public": {"d": {"mean": 0, "sd": 1}}}}, ("privacy", "public", "d"), "columns"),
     ],
 )

@@ -141,12 +141,14 @@ def test_choices_and_reports_that_follow_private_data() -> None:
     qfedavg = study(strategy={"name": "qfedavg", "client_learning_rate": 0.1})
     fedbn = study({"name": "mlp", "normalisation": "layer"}, strategy={"name": "fedbn"})
     clip = study(stage={"clip": 1.0})
-    found = [complaints(federation) for federation in (best, qfedavg, fedbn, clip)]
+    line = study(evaluation={"recalibrate": "intercept"})
+    found = [complaints(federation) for federation in (best, qfedavg, fedbn, clip, line)]
     assert [[where for where, _, _ in one] for one in found] == [
         ["evaluation.choose_round"],
         ["training.strategy.name"],
         ["training.strategy.name"],
         ["training.stages.0.clip"],
+        ["evaluation.recalibrate"],
     ]
     assert all(hint.endswith("turn privacy off") for one in found for _, _, hint in one)
 

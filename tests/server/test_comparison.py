@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from ich_server import comparison, results
 from ich_server.cli import app
 from ich_server.report.compare import render
-from ich_server.results import Column, Results
+from ich_server.results import Arm, Column, Results
 from ich_server.summary import metric
 
 MakeResults = Callable[..., Results]
@@ -60,6 +60,25 @@ def test_other_patients_are_not_compared(two: tuple[Results, Results]) -> None:
     assert "not the same patients, and so not compared, at h2" in render(found)
 
 
+def test_one_cause_is_one_warning(build: MakeResults) -> None:
+    """h2 and h3 brought others to both arms, and h4 to one of them."""
+    first = build(SIZES, arms=["loho", "pooled"])
+
+    def changed(arm: str, names: tuple[str, ...]) -> Arm:
+        there = first.arms[arm].hospitals
+        return first.arms[arm].model_copy(
+            update={"hospitals": {**there, **{name: there[name].model_copy(update={"n": 60}) for name in names}}}
+        )
+
+    both = {arm: changed(arm, ("h2", "h3")) for arm in ("loho", "pooled")}
+    said = comparison.warnings(comparison.compare(first, first.model_copy(update={"arms": both})))
+    assert said == ["Leave-one-hospital-out, Pooled data: not the same patients, and so not compared, at h2, h3."]
+    apart = {"loho": changed("loho", ("h2",)), "pooled": changed("pooled", ("h4",))}
+    said = comparison.warnings(comparison.compare(first, first.model_copy(update={"arms": apart})))
+    assert [each.split(":")[0] for each in said] == ["Leave-one-hospital-out", "Pooled data"]
+    assert comparison.warnings(comparison.compare(first, first)) == []
+
+
 def test_the_same_counts_with_other_means_are_other_patients(two: tuple[Results, Results]) -> None:
     def with_age(run: Results, age: float) -> Results:
         column = {"age": Column(known=80, mean=age, sd=1)}
@@ -98,6 +117,7 @@ def test_the_command_writes_a_page_and_files(two: tuple[Results, Results], tmp_p
     mean = found["arms"]["loho"]["metrics"]["auroc"]["mean"]["mean"]
     assert f"{mean:+.3f}" in done.stdout
     assert "training.rounds" in done.stdout
+    assert "warning: In one of the runs alone: Federated, Pooled data." in done.output
     page = (folder / "compare.html").read_text()
     html5lib.HTMLParser(strict=True).parse(page)
     assert not re.search(r"https?:", re.sub(r'xmlns(:xlink)?="http://www\.w3\.org/[^"]*"', "", page))

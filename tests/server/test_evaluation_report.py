@@ -22,7 +22,7 @@ from ich_server import group_summaries
 from ich_server.meta_analysis import random_effects
 from ich_server.report import evaluation_plots as plots
 from ich_server.report.page import render
-from ich_server.results import Arm, Figure, Results, answered, assemble, read, write
+from ich_server.results import Arm, Bin, Figure, Results, answered, assemble, read, write
 from ich_server.summary import number, pooled
 
 HTML = "{http://www.w3.org/1999/xhtml}"
@@ -124,27 +124,36 @@ def test_results_without_any_of_it_have_no_such_section(build: Callable[..., Res
     assert not any(f'aria-labelledby="{name}"' in page for name in SECTIONS)
 
 
-def test_net_benefit_is_that_of_all_the_patients_counted(study: Results) -> None:
-    whole = table(parse(render(study)), "Net benefit by threshold")
-    assert {cells[1] for cells in whole.values()} == {f"{sum(SIZES.values())}"}
-    loho = study.arms["loho"].model_copy(update={"pooled": None})  # as in a deployment, where nobody sees all patients
-    deployed = study.model_copy(update={"arms": {"loho": loho}})
-    rows = table(parse(render(deployed)), "Net benefit by threshold")
-    assert rows
-    assert "Points are not joined, since they are of different hospitals." in texts(parse(render(deployed)))
+def test_net_benefit_is_that_of_the_hospitals_that_tell_it(study: Results) -> None:
+    """k = 10: a simulation's curve is a deployment's."""
+    loho = study.arms["loho"]
+    page = parse(render(study))
+    rows = table(page, "Net benefit by threshold")
+    deployed = study.model_copy(update={"arms": {"loho": loho.model_copy(update={"pooled": None})}})
+    assert {head: cells[:4] for head, cells in rows.items()} == table(
+        parse(render(deployed)), "Net benefit by threshold"
+    )
+    assert "Points are not joined, since they are of different hospitals." in texts(page)
+    assert "at each threshold of the hospitals that tell it" in render(study)
+    pooled_data = study.arms["pooled"].hospitals
     for head, cells in rows.items():
-        told = [
-            (found, one)
-            for found in loho.hospitals.values()
+        told = {
+            name: one
+            for name, found in loho.hospitals.items()
             for one in found.decisions[0]
             if f"{one.threshold:g}" == head
-        ]
-        patients = sum(found.n for found, _ in told)
-        tp, fp = sum(one.true_positives for _, one in told), sum(one.false_positives for _, one in told)
-        assert cells[0] == str(len(told))
+        }
+        patients = sum(loho.hospitals[name].n for name in told)
+        tp, fp = sum(one.true_positives for one in told.values()), sum(one.false_positives for one in told.values())
+        assert cells[:2] == [str(len(told)), f"{patients:,}"]
         assert cells[3] == number("auroc_difference", net_benefit(tp, fp, patients, float(head)))
-        for found, one in told:
-            assert one.net_benefit == net_benefit(one.true_positives, one.false_positives, found.n, one.threshold)
+        for name, one in told.items():
+            n = loho.hospitals[name].n
+            assert one.net_benefit == net_benefit(one.true_positives, one.false_positives, n, one.threshold)
+        others = {
+            name for name, found in pooled_data.items() if float(head) in {one.threshold for one in found.decisions[0]}
+        }
+        assert (cells[4] == "–") is (others != set(told)), "the other arm's, of the same hospitals or not at all"
 
 
 def test_hospitals_counts_add_up_to_all_patients_in_one_place(tmp_path: Path) -> None:
@@ -162,7 +171,7 @@ def test_hospitals_counts_add_up_to_all_patients_in_one_place(tmp_path: Path) ->
     together = group_summaries.decisions(loho)
     assert len(told) == len(together) == 10
     for one, whole in zip(told, together, strict=True):
-        assert (one.hospitals, one.patients) == (4, sum(SIZES.values()))
+        assert (one.hospitals, one.patients) == (tuple(SIZES), sum(SIZES.values()))
         assert (one.model, one.everybody) == pytest.approx((whole.model, whole.everybody), abs=1e-12)
     n = sum(figures.n for figures in loho.hospitals.values())
     brier = sum(figures.n * (figures.brier.value or 0) for figures in loho.hospitals.values()) / n
@@ -173,15 +182,76 @@ def test_hospitals_counts_add_up_to_all_patients_in_one_place(tmp_path: Path) ->
     assert events / expected == pytest.approx(loho.pooled.observed_expected.value, abs=1e-12)
 
 
-def test_joined_bins_hold_every_patient_and_event(study: Results) -> None:
+def told_bins(*groups: tuple[int, int, float]) -> list[list[Bin]]:
+    return [[Bin(patients=patients, events=events, mean=mean) for patients, events, mean in groups]]
+
+
+def binned(build: Callable[..., Results], bins: dict[str, list[list[Bin]]]) -> Results:
+    """Made-up results with these bins in their one arm."""
+    found = build(dict.fromkeys(bins, 40), arms=["loho"])
+    loho = found.arms["loho"]
+    hospitals = {name: loho.hospitals[name].model_copy(update={"bins": told}) for name, told in bins.items()}
+    return found.model_copy(update={"arms": {"loho": loho.model_copy(update={"hospitals": hospitals, "pooled": None})}})
+
+
+def test_joined_bins_hold_the_patients_of_who_tells_enough(study: Results) -> None:
     loho = study.arms["loho"]
-    joined = group_summaries.calibration(loho)
-    assert sum(one.patients for one in joined) == pytest.approx(sum(SIZES.values()))
-    events = sum(one.patients * one.observed for one in joined)
-    assert events == pytest.approx(sum(found.events or 0 for found in loho.hospitals.values()))
-    assert len(joined) <= 10
-    rows = table(parse(render(study)), "Calibration of all hospitals’ patients, in groups")
-    assert list(rows) == [number("auroc", one.mean) for one in joined]
+    found = group_summaries.calibration(loho)
+    enough = [name for name, one in loho.hospitals.items() if len(one.bins[0]) >= 3]
+    assert (list(found.joined), list(found.too_few)) == (enough, [name for name in SIZES if name not in enough])
+    assert sum(one.patients for one in found.groups) == pytest.approx(sum(SIZES[name] for name in enough))
+    events = sum(one.patients * one.observed for one in found.groups)
+    assert events == pytest.approx(sum(loho.hospitals[name].events or 0 for name in enough))
+
+
+def test_bins_of_two_hospitals_join_to_ten_of_equal_count(build: Callable[..., Results]) -> None:
+    """Twenty bins of 10 patients: east's at .05, .15 ... .95 with 0, 1 ... 9 events, west's at .06, .16 ... .96 with one more."""
+    east = told_bins(*((10, place, 0.05 + place / 10) for place in range(10)))
+    west = told_bins(*((10, place + 1, 0.06 + place / 10) for place in range(10)))
+    results = binned(build, {"east": east, "west": west})
+    groups = group_summaries.calibration(results.arms["loho"]).groups
+    assert [one.patients for one in groups] == [20] * 10
+    assert [one.mean for one in groups] == pytest.approx([0.055 + place / 10 for place in range(10)])
+    assert [one.observed for one in groups] == pytest.approx([0.05 + place / 10 for place in range(10)])
+    wilson = stats.binomtest(1, 20).proportion_ci(method="wilson")
+    assert (groups[0].low, groups[0].high) == pytest.approx((wilson.low, wilson.high))
+    rows = table(parse(render(results)), "Calibration of the patients of 2 hospitals, in groups")
+    assert rows["0.055"][1] == "−0.005", "fewer than predicted: observed minus predicted is negative"
+    assert rows["0.955"][1:] == ["−0.005", "20"]
+
+
+def test_more_events_than_predicted_are_a_positive_difference(build: Callable[..., Results]) -> None:
+    many = told_bins((20, 4, 0.1), (20, 9, 0.3), (20, 15, 0.6))
+    tree = parse(render(binned(build, {"east": many})))
+    rows = table(tree, "Calibration of the patients of 1 hospital, in groups")
+    assert [cells[1] for cells in rows.values()] == ["+0.100", "+0.150", "+0.150"]
+    head = next(each for each in tree.iter(f"{HTML}th") if texts(each) == "Observed minus predicted")
+    assert head is not None
+
+
+def test_who_tells_one_bin_has_no_part_in_the_shape(build: Callable[..., Results]) -> None:
+    """South's one bin of 200 patients lies in the middle; joined, it would bend the curve there."""
+    many = told_bins((20, 2, 0.1), (20, 10, 0.5), (20, 18, 0.9))
+    one, two = told_bins((200, 20, 0.5)), told_bins((50, 5, 0.3), (50, 20, 0.7))
+    results = binned(build, {"east": many, "north": many, "south": one, "west": two})
+    found = group_summaries.calibration(results.arms["loho"])
+    assert (found.joined, found.too_few) == (("east", "north"), ("south", "west"))
+    assert [one.observed for one in found.groups] == pytest.approx([0.1, 0.1, 0.5, 0.5, 0.9, 0.9])
+    said = texts(parse(render(results)))
+    assert "because under 3 groups of patients could be told: south, west." in said
+    assert "Calibration plot of 4 hospitals" in render(results)
+    alone = render(binned(build, {"south": one, "west": two}))
+    assert "Calibration plot of 2 hospitals" in alone
+    assert "Squares: the groups" not in alone
+
+
+def test_no_line_joins_groups_of_different_hospitals(build: Callable[..., Results]) -> None:
+    many = told_bins((20, 2, 0.1), (20, 10, 0.5), (20, 18, 0.9))
+    results = binned(build, {"east": many, "north": many})
+    groups = group_summaries.calibration(results.arms["loho"]).groups
+    drawn = str(plots.calibration(results.arms["loho"], groups, "x"))
+    longest = [len(re.findall("[ML]", path)) for path in re.findall(r'<path d="([^"]*)" clip-path', drawn)]
+    assert max(longest) == 2, "grid, diagonal and intervals have two ends; a line through three groups would have three"
 
 
 def test_subgroups_are_meta_analysed_and_few_are_withheld(study: Results) -> None:

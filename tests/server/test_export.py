@@ -212,15 +212,20 @@ def test_the_cards_numbers_are_the_runs(tmp_path: Path, build: MakeResults) -> N
     }
     text = (tmp_path / "to/MODEL_CARD.md").read_text()
     for name, figures in hospitals_of(found.arms["loho"]).items():
-        auroc, slope = metric(figures, "auroc"), metric(figures, "calibration_slope")
-        row = f"| {name} | {figures.n} | {figures.events} | {estimate('auroc', auroc.value, auroc.low, auroc.high)} |"
-        assert f"{row} {estimate('calibration_slope', slope.value, slope.low, slope.high)} |" in text
+        shown = [(each, metric(figures, each)) for each in ("auroc", "observed_expected", "calibration_slope")]
+        cells = [estimate(each, figure.value, figure.low, figure.high) for each, figure in shown]
+        assert f"| {name} | {figures.n} | {figures.events} | {' | '.join(cells)} |" in text
     summary = pooled(found.arms["loho"], "auroc").summary
     assert summary is not None
     assert estimate("auroc", summary.estimate, summary.low, summary.high) in text
     for said in ("Research use only", "## Intended use", "## Training data", "## Evaluation", "## Limits"):
         assert said in text
     assert "Under 100 events or non-events" in text
+    assert "- threshold, chosen on the training hospitals: " in text
+    for threshold, said in (("f2", "chosen on the training hospitals"), (0.5, "fixed in the federation file")):
+        other = found.model_copy(update={"study": found.study.model_copy(update={"threshold": threshold})})
+        export(run, other, tmp_path / "to")
+        assert f"- threshold, {said}: " in (tmp_path / "to/MODEL_CARD.md").read_text()
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path, build: MakeResults) -> None:

@@ -6,10 +6,12 @@ import ssl
 import threading
 import time
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -19,17 +21,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE, ErrorCode
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+from proxy import proxy
 
+from ich_client import audit, policy
 from ich_client import flower as client
-from ich_models.errors import ConfigurationError, RunError
-from ich_models.protocol import STATISTICS, StatisticsReply
+from ich_client.app import OPEN, refusal
+from ich_models.errors import Code, ConfigurationError, RunError
+from ich_models.protocol import STATISTICS, StatisticsReply, is_refusal
 from ich_server import flower as server
 from ich_server import pki
 from ich_server.flower import Link, open_link
@@ -106,28 +111,59 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 NOTHING = ClientApp()
+UNRECORDED = partial(refusal, OPEN)
+"""A hospital without a record."""
+
+
+def echoing() -> ClientApp:
+    """Answers every question with nothing."""
+    app = ClientApp()
+
+    @app.query()
+    def answer(message: Message, context: Context) -> Message:
+        return Message(RecordDict(), reply_to=message)
+
+    return app
 
 
 def join(place: Place, key: Key, stop: threading.Event | None = None, **changes: str) -> None:
-    client.stay_joined(place.server(**changes), key, NOTHING, {}, stop or threading.Event())
+    client.stay_joined(place.server(**changes), key, NOTHING, {}, UNRECORDED, stop or threading.Event())
 
 
 class Joined:
     """A client in a thread, and what ended it."""
 
-    def __init__(self, place: Place, name: str, app: ClientApp = NOTHING, **config: int) -> None:
+    def __init__(
+        self,
+        place: Place,
+        name: str,
+        app: ClientApp = NOTHING,
+        refuse: Callable[[Code], RecordDict] = UNRECORDED,
+        changes: Mapping[str, str] = MappingProxyType({}),
+        **config: int,
+    ) -> None:
+        """`changes`: of what the client believes of the server."""
         self.stop = threading.Event()
         self.failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, args=(place, place.keys[name], app, config))
+        self.told: bool | None = None
+        there = place.server(**changes)
+        self._thread = threading.Thread(target=self._run, args=(there, place.keys[name], app, config, refuse))
         self._thread.start()
         end = time.monotonic() + 20
         while not place.link.seen()[name].online and self.failure is None:
             assert time.monotonic() < end
             time.sleep(0.05)
 
-    def _run(self, place: Place, key: Key, app: ClientApp, config: dict[str, int]) -> None:
+    def _run(
+        self,
+        there: client.Server,
+        key: Key,
+        app: ClientApp,
+        config: dict[str, int],
+        refuse: Callable[[Code], RecordDict],
+    ) -> None:
         try:
-            client.stay_joined(place.server(), key, app, dict(config), self.stop)
+            self.told = client.stay_joined(there, key, app, dict(config), refuse, self.stop)
         except RunError as error:
             self.failure = error
 
@@ -146,7 +182,17 @@ def test_an_admitted_hospital_is_seen_by_its_name_and_leaves_politely(place: Pla
     assert [name for name, seen in place.link.seen().items() if seen.online] == ["north"]
     assert [place.link.names[node] for node in place.link.grid.get_node_ids()] == ["north"]
     assert joined.end() is None
+    assert joined.told
     assert not any(seen.online for seen in place.link.seen().values())
+
+
+def test_who_leaves_while_the_server_is_away_does_not_say_that_it_was_told(place: Place) -> None:
+    with proxy(int(place.address.rpartition(":")[2])) as link:
+        joined = Joined(place, "south", changes={"address": f"127.0.0.1:{link.port}"})
+        link.closed = True
+        assert joined.end() is None
+        assert joined.told is False
+    place.fleet(place.keys["south"]).DeactivateNode(DeactivateNodeRequest(node_id=place.link.seen()["south"].node))
 
 
 def test_an_unknown_key_is_refused(place: Place) -> None:
@@ -342,13 +388,7 @@ def test_a_reply_that_is_no_message_is_one_hospitals_failure(
         return upload(self, head, ObjectTree(object_id=name), {name: Garbage()})  # type: ignore[dict-item]
 
     monkeypatch.setattr(client._Connection, "_upload", spoilt)
-    app = ClientApp()
-
-    @app.query()
-    def answer(message: Message, context: Context) -> Message:
-        return Message(RecordDict(), reply_to=message)
-
-    joined = Joined(place, "east", app)
+    joined = Joined(place, "east", echoing())
     try:
         node = place.link.seen()["east"].node
         asked = [(Request("east", ()), RecordDict())]
@@ -404,10 +444,45 @@ def test_a_task_whose_response_was_lost_is_given_again(place: Place) -> None:
     assert len(fleet.PullMessages(pull).messages_list) == 0
 
 
+def test_whoever_counts_as_connected_fetches_its_tasks(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a link was down: not asleep until its own next attempt, while its heartbeats say that it is there."""
+    monkeypatch.setattr(client, "FIRST_RETRY", 60.0)
+    monkeypatch.setattr(client, "BEAT", 1.0)
+    with proxy(int(place.address.rpartition(":")[2])) as link:
+        joined = Joined(place, "north", echoing(), changes={"address": f"127.0.0.1:{link.port}"})
+        link.closed, end = True, time.monotonic() + 20
+        while "does not answer" not in caplog.text and time.monotonic() < end:
+            time.sleep(0.05)
+        link.closed = False
+        message = Message(RecordDict(), place.link.seen()["north"].node, STATISTICS, ttl=5.0, group_id="x")
+        replies = list(place.link.grid.send_and_receive([message], timeout=5))
+        joined.end()
+    assert "does not answer" in caplog.text
+    assert [reply.has_error() for reply in replies] == [False]
+
+
 # --- nothing that a server sends is run -------------------------------------------------------------------------------
 
 
-def test_a_run_with_another_bundle_is_refused_and_the_bundle_is_not_fetched(place: Place) -> None:
+def ask(place: Place, joined: Joined, kind: str = STATISTICS) -> Message:
+    """What the one hospital that is there answers; it leaves."""
+    (node,) = place.link.grid.get_node_ids()
+    question = Message(RecordDict(), node, kind, ttl=30.0, group_id="x")
+    (reply,) = place.link.grid.send_and_receive([question], timeout=20)
+    assert joined.end() is None
+    return reply
+
+
+def recorded(folder: Path) -> list[str]:
+    """The codes of the refusals in a hospital's record."""
+    lines = [entry.content for entry in audit.entries(folder / "log.jsonl")]
+    assert {line["reply"] for line in lines} == {"Refusal"}
+    return [line["message"]["code"] for line in lines]
+
+
+def test_a_run_with_another_bundle_is_refused_and_the_bundle_is_not_fetched(place: Place, tmp_path: Path) -> None:
     called: list[Message] = []
     app = ClientApp()
 
@@ -416,22 +491,19 @@ def test_a_run_with_another_bundle_is_refused_and_the_bundle_is_not_fetched(plac
         called.append(message)
         return Message(RecordDict(), reply_to=message)
 
-    stop = threading.Event()
-    thread = threading.Thread(
-        target=client.stay_joined, args=(place.server(bundle="0" * 64), place.keys["north"], app, {}, stop)
-    )
-    thread.start()
-    end = time.monotonic() + 20
-    while not (nodes := list(place.link.grid.get_node_ids())) and time.monotonic() < end:
-        time.sleep(0.05)
-    message = Message(RecordDict(), nodes[0], STATISTICS, ttl=30.0, group_id="x")
-    (reply,) = place.link.grid.send_and_receive([message], timeout=20)
-    stop.set()
-    thread.join(20)
-    assert reply.has_error()
-    assert reply.error.code == ErrorCode.INVALID_FAB
+    refuse = partial(refusal, policy.guard(tmp_path))
+    reply = ask(place, Joined(place, "north", app, refuse, {"bundle": "0" * 64}))
+    assert is_refusal(reply.content) == Code.PROTOCOL
+    assert recorded(tmp_path) == ["PROTOCOL"]
     assert called == []
     assert not hasattr(client, "GetFabRequest"), "there is no way in this module to ask for a bundle"
+
+
+def test_a_question_of_a_kind_that_nobody_knows_is_refused_and_recorded(place: Place, tmp_path: Path) -> None:
+    refuse = partial(refusal, policy.guard(tmp_path))
+    reply = ask(place, Joined(place, "north", echoing(), refuse), "query.everything")
+    assert is_refusal(reply.content) == Code.MALFORMED
+    assert recorded(tmp_path) == ["MALFORMED"]
 
 
 def test_the_bundle_is_one_text_file_and_always_the_same(tmp_path: Path) -> None:
@@ -455,6 +527,7 @@ def test_a_late_reply_is_dropped_and_the_hospital_is_told(place: Place, caplog: 
         return Message(RecordDict(), reply_to=message)
 
     joined = Joined(place, "north", app)
+    before = place.link.seen()["north"].late
     (node,) = place.link.grid.get_node_ids()
     (identifier,) = place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=4.0, group_id="x")])
     end = time.monotonic() + 20
@@ -463,23 +536,26 @@ def test_a_late_reply_is_dropped_and_the_hospital_is_told(place: Place, caplog: 
     joined.end()
     assert "does not take the reply any more" in caplog.text
     assert all(reply.has_error() for reply in place.link.grid.pull_messages([identifier]))
+    assert place.link.seen()["north"].late == before + 1
 
 
-def test_an_exception_of_the_app_leaves_no_text(place: Place) -> None:
+def test_replies_in_time_are_not_called_late(place: Place) -> None:
+    before = place.link.seen()["east"].late
+    assert not ask(place, Joined(place, "east", echoing())).has_error()
+    assert place.link.seen()["east"].late == before
+
+
+def test_an_exception_of_the_app_leaves_no_text(place: Place, tmp_path: Path) -> None:
     app = ClientApp()
 
     @app.query()
     def query(message: Message, _context: object) -> Message:
         raise KeyError("/data/patients/Mustermann.csv")
 
-    joined = Joined(place, "north", app)
-    (node,) = place.link.grid.get_node_ids()
-    (reply,) = place.link.grid.send_and_receive(
-        [Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="x")], timeout=20
-    )
-    joined.end()
-    assert reply.has_error()
-    assert "Mustermann" not in str(reply.error)
+    reply = ask(place, Joined(place, "north", app, partial(refusal, policy.guard(tmp_path))))
+    assert is_refusal(reply.content) == Code.INTERNAL
+    assert "Mustermann" not in str(reply)
+    assert recorded(tmp_path) == ["INTERNAL"]
 
 
 # --- clocks and versions ----------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from ich_models.metrics import METRICS
-from ich_server.report import plots
+from ich_server.report import facts, plots
 from ich_server.report.page import AT_THRESHOLD, render, write_report
-from ich_server.results import Figure, Quarantined, Results
-from ich_server.summary import estimate, hospitals_of, metric, pooled
+from ich_server.results import Figure, Quarantined, Results, write
+from ich_server.summary import between, estimate, hospitals_of, metric, pooled, signed
 from ich_server.terminal import summary_table
 
 MakeResults = Callable[..., Results]
@@ -124,7 +124,7 @@ def test_the_headline_is_the_meta_analysis(many_hospitals: Results) -> None:
     assert f"{summary.estimate:.3f} 95 % CI {summary.low:.3f}–{summary.high:.3f}" in page
     assert f"Prediction interval {summary.prediction_low:.3f}–{summary.prediction_high:.3f}" in page
     assert f"All test patients together {together.auroc.value:.3f}" in page
-    assert "Simulation only: 9,554 patients" in page
+    assert "Simulation only: 9,554 patients of 49 of 49 hospitals in one ranking." in page
 
 
 def test_it_warns_of_what_is_uncertain(three: Results, many_hospitals: Results) -> None:
@@ -139,6 +139,46 @@ def test_it_warns_of_what_is_uncertain(three: Results, many_hospitals: Results) 
     assert "2 replies were set aside" in page
     rows = table(parse(render(many_hospitals)), "Replies set aside")
     assert rows["hospital-2"] == ["44", "evaluation", "no answer within 2 h"]
+
+
+def shifted(results: Results, name: str, by: float) -> Results:
+    """The same with one metric of every hospital moved, and its interval with it."""
+    loho = results.arms["loho"]
+    moved = {}
+    for hospital, figures in loho.hospitals.items():
+        old = metric(figures, name)
+        assert old.value is not None
+        assert old.low is not None
+        assert old.high is not None
+        new = old.model_copy(update={"value": old.value + by, "low": old.low + by, "high": old.high + by})
+        moved[hospital] = figures.model_copy(update={name: new})
+    return results.model_copy(update={"arms": {"loho": loho.model_copy(update={"hospitals": moved})}})
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "said"),
+    [
+        ("observed_expected", 2, "O/E ratio over hospitals is"),
+        ("calibration_slope", 3, "predictions lie too near to the mean."),
+        ("calibration_slope", -3, "predictions are too extreme."),
+    ],
+)
+def test_it_warns_of_miscalibration(build: MakeResults, name: str, by: float, said: str) -> None:
+    """An interval that leaves out 1; where it holds 1 nothing is said."""
+    results = build(dict.fromkeys((f"h{place}" for place in range(8)), 200), arms=["loho"])
+    summary = pooled(results.arms["loho"], name).summary
+    assert summary is not None
+    centred = shifted(results, name, 1 - summary.estimate)
+    assert not [each for each in facts.miscalibration(centred.arms["loho"]) if said in each]
+    (warning,) = [each for each in facts.miscalibration(shifted(results, name, by).arms["loho"]) if said in each]
+    assert warning.startswith("Miscalibrated: the mean ")
+    assert warning in texts(parse(render(shifted(results, name, by))))
+
+
+def test_an_interval_without_width_is_none() -> None:
+    assert estimate("auroc", 0.75, 0.75, 0.75) == "0.750"
+    assert between("auroc", 0.0, 0.0) == ""
+    assert signed("observed_expected", 0.123) == "+0.12"
 
 
 def test_a_hospital_that_did_not_answer_is_named(three: Results) -> None:
@@ -163,11 +203,13 @@ def test_names_cannot_break_out(hostile: Results) -> None:
 
 
 def test_the_same_results_give_the_same_bytes(many_hospitals: Results, tmp_path: Path) -> None:
-    first, second = tmp_path / "first.html", tmp_path / "second.html"
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        write(many_hospitals, folder)
     write_report(many_hospitals, first)
     with mpl.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": True}):  # somebody's matplotlibrc
         write_report(Results.model_validate_json(many_hospitals.model_dump_json(by_alias=True)), second)
-    assert first.read_bytes() == second.read_bytes()
+    assert (first / "report.html").read_bytes() == (second / "report.html").read_bytes()
 
 
 def test_matplotlib_is_left_as_it_was(three: Results) -> None:

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 import html5lib
 import pytest
 
-from ich_server.report import checklists, flow, table_one, traffic
+from ich_server.report import checklists, facts, flow, table_one, traffic
 from ich_server.report.page import render
 from ich_server.report.parts import Table
 from ich_server.results import Column, HospitalData, Results, Traffic
@@ -102,6 +102,28 @@ def test_a_hidden_level_cannot_be_computed_from_the_others(described: Results) -
     assert north == ["57 (57 %)", "withheld", "few", "0 (0 %)"]
     shown = sum(int(each.split()[0]) for each in north if each[0].isdigit())
     assert 100 - shown == 43, "two numbers hide behind this one"
+
+
+def test_a_count_that_may_be_half_of_a_larger_k_is_marked(three: Results) -> None:
+    """North asks for k = 30 and has 12 with ivh: told as 15, and everything else is 0 or 30 and more. East's 15 is one: 20 is told, too."""
+    (table,) = table_one.tables(
+        told(
+            three,
+            {
+                "east": columns(70, 15, 40, 20, 0),
+                "north": columns(64, 15, 40, 30, 0),
+                "south": columns(60, 15.5, 40, 20, 0),
+            },
+        )
+    )
+    rows = cells(table)
+    assert rows["ivh: yes"] == ["15 (15 %)", "≈ 15 (15 %)", "≈ 16 (16 %)"], "15.5 patients are nobody's count"
+    assert rows["ivh: no"] == ["85 (85 %)", "≈ 85 (85 %)", "≈ 84 (84 %)"]
+    assert rows["site: pons"] == ["20 (20 %)", "30 (30 %)", "20 (20 %)"]
+    assert rows["site: lobar"][1] == "30 (30 %)"
+    assert "≈ may stand for fewer" in table.note
+    (plain,) = table_one.tables(told(three, {"east": columns(70, 15, 40, 20, 0)}))
+    assert "≈" not in plain.note
 
 
 def test_of_many_hospitals_the_table_tells_how_they_differ(three: Results) -> None:
@@ -219,5 +241,34 @@ def test_the_page_has_all_of_it_and_its_links_lead_somewhere(described: Results)
     body = texts(tree)
     assert "ab" * 32 in body
     assert described.study.federation in body
-    assert "Counts from 1 to 9 did not leave" in body
+    assert "Counts from 1 to 9 were not told" in body
     assert "No differential privacy." in body
+
+
+# --- what is said of privacy ------------------------------------------------------------------------------------------
+
+
+def said_of_privacy(results: Results, **settings: Any) -> str:
+    study = results.study.model_copy(update={"settings": {**SETTINGS, **settings}})
+    return " ".join(facts.privacy(results.model_copy(update={"study": study})))
+
+
+def test_what_is_said_of_small_cells_is_true_of_simulation_and_deployment(three: Results) -> None:
+    deployed = three.model_copy(
+        update={"arms": {"loho": three.arms["loho"].model_copy(update={"pooled": None, "reference": None})}}
+    )
+    simulation, deployment = said_of_privacy(three), said_of_privacy(deployed)
+    for said in (simulation, deployment):
+        assert "Counts from 1 to 9 were not told" in said
+        assert "recall, precision, specificity, NPV, F1 and F2 are exact" in said
+        assert "stayed at the hospitals" not in said
+    assert "all patients were on one machine" in simulation
+    assert "are of the hospitals that tell theirs" in simulation
+    assert "one machine" not in deployment
+    assert "together" not in deployment
+
+
+def test_noised_figures_are_not_called_exact_and_k_0_is_said(three: Results) -> None:
+    assert "are exact" not in said_of_privacy(three, privacy={"epsilon": 1.0, "metrics": "noised"})
+    assert "are exact" in said_of_privacy(three, privacy={"epsilon": 1.0, "metrics": "exact"})
+    assert "not withheld (k = 0)" in said_of_privacy(three, evaluation={"small_cells": 0})

@@ -873,7 +873,11 @@ def test_a_hospital_that_is_known_cannot_take_anothers_name(tmp_path: Path) -> N
     names = {1: "east", 2: "south", 3: "west"}  # 2 calls itself north, 3 calls itself south
     with pytest.raises(RunError) as caught:
         run_study(
-            *(network, plan, tmp_path / "server"), hospitals=3, resume=False, watch=lambda report: None, names=names
+            *(network, plan, tmp_path / "server"),
+            hospitals=3,
+            resume=False,
+            watch=lambda report: None,
+            names=lambda: names,
         )
     assert "1 of 3 hospitals can take part" in str(caught.value)
     assert "south: replied under another hospital's name" in str(caught.value)
@@ -921,3 +925,29 @@ def test_without_resume_a_study_begins_anew(tmp_path: Path) -> None:
     other = small.federation(stage={"rounds": 2})
     again = small.study(other, members, tmp_path)
     assert same(again, small.study(other, members, tmp_path / "fresh"))
+
+
+def test_a_hospital_with_a_new_key_goes_on_in_the_next_round(tmp_path: Path) -> None:
+    """North is node 2. It is revoked in round 1, and admitted with another key, as node 4, in round 3."""
+    settings = small.federation(quorum={"hospitals": 2}, stage={"rounds": 4})
+    plan = small.Plan(settings, 42)
+    names = {1: "east", 2: "north", 3: "south"}
+
+    class Connected(InProcessGrid):
+        def get_node_ids(self) -> Iterable[int]:
+            return list(names)
+
+    app = small.app(small.sites(plan, small.hospitals(), tmp_path))
+    network = Connected(app, {node: {"partition-id": n} for node, n in ((1, 0), (2, 1), (3, 2), (4, 1))})
+
+    def watch(report: RoundReport) -> None:
+        if report.round == 1:
+            del names[2]
+        if report.round == 2:
+            names[4] = "north"
+
+    found = run_study(
+        *(network, plan, tmp_path / "server"), hospitals=3, resume=False, watch=watch, names=lambda: names
+    )
+    assert list(found.quarantined) == [Quarantine("round 2", "north", "not admitted any more")]
+    assert set(found.answers) == {"east", "north", "south"}

@@ -27,7 +27,7 @@ from ich_strategies.models import Model
 
 USE: Final = "Research use only. Not a medical device; not for decisions about patients."
 
-SHOWN: Final = ("auroc", "calibration_slope", "calibration_intercept", "brier")
+SHOWN: Final = ("auroc", "observed_expected", "calibration_slope", "calibration_intercept", "brier")
 """Of the metrics, in the card's table; model_card.json has all."""
 
 
@@ -74,6 +74,8 @@ def limits(model: Model, results: Results) -> list[str]:
     few = with_few(results.arms[main]) if main and not by_type(results.arms[main]) else []
     if few:
         said.append(f"Under {FEW} events or non-events: {', '.join(few)}.")
+    if main and not by_type(results.arms[main]):
+        said += facts.miscalibration(results.arms[main])
     return said
 
 
@@ -114,7 +116,8 @@ def _head(model: Model, results: Results) -> Iterator[str]:
         yield f"- predictors: {', '.join(model.plan.federation.predictors)}"
     by_kind = model.card.get("thresholds") or {}
     said = ", ".join(f"{kind} {value:.3f}" for kind, value in by_kind.items()) or f"{model.card['threshold']:.3f}"
-    yield f"- threshold, chosen on the training hospitals: {said}"
+    how = "chosen on the training hospitals" if isinstance(study.threshold, str) else "fixed in the federation file"
+    yield f"- threshold, {how}: {said}"
     yield f"- SHA-256 of the weights: `{model.card['sha256']}`"
     yield f"- federation file: `{study.federation}`, seed {model.plan.seed}"
     yield ""

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from ich_models.files import write_atomic
 from ich_models.metrics import METRICS
-from ich_server.comparison import LEAST, Comparison, Pair
+from ich_server.comparison import LEAST, Comparison, Pair, warnings
 from ich_server.report import drawing
 from ich_server.report.page import ENVIRONMENT
 from ich_server.report.parts import Cell, Picture, Row, Table
@@ -46,7 +46,7 @@ def render(found: Comparison) -> str:
         first=first,
         second=second,
         runs=_runs(found),
-        warnings=_warnings(found),
+        warnings=warnings(found),
         settings=Table("What was set otherwise", ("Setting", first, second), tuple(settings)) if settings else None,
         same="Nothing: both runs are of the same study." if known else "Not known: an older version kept no settings.",
         arms=[_part(found, arm) for arm in found.pairs],
@@ -84,25 +84,6 @@ def _runs(found: Comparison) -> Table:
 def _patients(run: Results) -> str:
     patients = sum(one.n for one in run.hospitals.values())
     return f"{many(len(run.hospitals), 'hospital')}, {many(patients, 'patient')}"
-
-
-def _warnings(found: Comparison) -> list[str]:
-    said = []
-    if found.first.study.outcome != found.second.study.outcome:
-        said.append("The two runs predict different outcomes: their differences mean nothing.")
-    versions = [run.software for run in (found.first, found.second)]
-    if all(versions) and versions[0] != versions[1]:
-        said.append("The two runs were computed by different software.")
-    for arm, hospitals in found.others.items():
-        if hospitals:
-            shown = ", ".join(hospitals[:12]) + (f" and {len(hospitals) - 12} more" if len(hospitals) > 12 else "")
-            said.append(f"{arm_label(arm)}: not the same patients, and so not compared, at {shown}.")
-    alone = sorted(found.first.arms.keys() ^ found.second.arms.keys())
-    if alone:
-        said.append(f"In one of the runs alone: {', '.join(map(arm_label, alone))}.")
-    if not found.pairs:
-        said.append("The runs have no arm of one outcome in common; figures of types of haemorrhage are not compared.")
-    return said
 
 
 def _said(value: Any) -> str:

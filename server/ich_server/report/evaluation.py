@@ -6,7 +6,7 @@ Each has its figure and, beside it, a table of the same numbers. A section witho
 from collections.abc import Iterator
 
 from ich_server import group_summaries
-from ich_server.group_summaries import LARGE_MATRIX, AcrossSubgroup
+from ich_server.group_summaries import LARGE_MATRIX, LEAST_BINS, AcrossSubgroup, Benefit
 from ich_server.meta_analysis import Summary
 from ich_server.report import evaluation_plots as plots
 from ich_server.report.parts import Cell, Picture, Row, Section, Table
@@ -23,6 +23,8 @@ from ich_server.summary import (
     needs_four,
     number,
     pooled,
+    signed,
+    some,
     spread,
 )
 
@@ -31,7 +33,7 @@ def sections(results: Results, main: str) -> list[Section]:
     """The sections that these results have numbers for; `main`: the arm of the headline."""
     arm = results.arms[main]
     found = (
-        _calibration(arm),
+        _calibration(arm, int(results.study.settings.get("evaluation", {}).get("small_cells", 0))),
         _decisions(results, main),
         _subgroups(arm),
         _differences(results),
@@ -45,37 +47,48 @@ def sections(results: Results, main: str) -> list[Section]:
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
-def _calibration(arm: Arm) -> Iterator[Section]:
-    joined = group_summaries.calibration(arm)
-    if not joined:
-        return
+def _calibration(arm: Arm, k: int) -> Iterator[Section]:
     told = sum(bool(found.bins) for found in arm.hospitals.values())
-    title = f"Calibration plot of {many(told, 'hospital')}: share with the event by predicted probability"
+    if not told:
+        return
+    found = group_summaries.calibration(arm)
     caption = (
-        "Circles: groups of a hospital’s patients with about the same predicted probability, larger for more patients. Squares:"
-        " the groups of all hospitals joined, with Wilson’s interval. On the dashed line as many have the event as predicted."
+        "Circles: groups of a hospital’s patients with about the same predicted probability, larger for more patients. On the dashed"
+        " line as many have the event as predicted."
+    )
+    if found.groups:
+        caption += (
+            f" Squares: the groups of {many(len(found.joined), 'hospital')} joined, with Wilson’s interval, which knows nothing of"
+            " differences between hospitals; they are not joined by a line, since no two are of the same patients of each hospital."
+        )
+    left_out = (
+        f"Not in the joined groups, because under {LEAST_BINS} groups of patients could be told: {some(found.too_few)}."
+        if found.too_few
+        else ""
     )
     rows = tuple(
         Row(
             number("auroc", one.mean),
             (
                 Cell(number("auroc", one.observed), interval("auroc", one.low, one.high)),
-                Cell(number("auroc_difference", one.observed - one.mean)),
+                Cell(signed("auroc_difference", one.observed - one.mean)),
                 Cell(f"{one.patients:,.0f}"),
             ),
         )
-        for one in joined
+        for one in found.groups
     )
     table = Table(
-        "Calibration of all hospitals’ patients, in groups",
-        ("Mean predicted probability", "Share with the event (95 % CI)", "Difference", "Patients"),
+        f"Calibration of the patients of {many(len(found.joined), 'hospital')}, in groups",
+        ("Mean predicted probability", "Share with the event (95 % CI)", "Observed minus predicted", "Patients"),
         rows,
-        "A hospital tells groups of at least k patients with the event and k without, or none of either.",
+        f"A hospital tells groups of at least {k} patients with the event and {k} without, or none of either."
+        if k > 1
+        else "",
     )
-    text = f"How far a predicted probability is what happens, in {many(told, 'hospital')}. {_in_words(arm)}"
-    yield Section(
-        "calibration", "Calibration", text, (Picture(plots.calibration(arm, joined, title), caption),), (table,)
-    )
+    title = f"Calibration plot of {many(told, 'hospital')}: share with the event by predicted probability"
+    text = f"How far a predicted probability is what happens, in {many(told, 'hospital')}. {_in_words(arm)} {left_out}"
+    picture = Picture(plots.calibration(arm, found.groups, title), caption)
+    yield Section("calibration", "Calibration", text.strip(), (picture,), (table,) if rows else ())
 
 
 def _in_words(arm: Arm) -> str:
@@ -95,27 +108,28 @@ def _in_words(arm: Arm) -> str:
 
 
 def _decisions(results: Results, main: str) -> Iterator[Section]:
-    curves = {main: group_summaries.decisions(results.arms[main])}
-    for name in in_order(results):  # only in simulation: the same patients
-        if results.arms[name].reference == main and (curve := group_summaries.decisions(results.arms[name])):
-            curves[name] = curve
-    own = curves[main]
+    own = group_summaries.decisions(results.arms[main])
     if not own:
         return
+    curves = {main: own}
+    for name in in_order(results):  # only in simulation: the same patients
+        if results.arms[name].reference == main and (curve := _of_the_same(results.arms[name], own)):
+            curves[name] = curve
     columns = ("Threshold", "Hospitals", "Patients", "Treat everybody", *map(arm_label, curves))
-    same = len({one.patients for curve in curves.values() for one in curve}) == 1
+    same = len({one.hospitals for one in own}) == 1
     whose = (
         "Of the same patients at every threshold."
         if same
         else "At each threshold of the hospitals that may tell it, since between it and the next ones k patients with the event must"
         " lie, or none, and the same without. They are others at another threshold: compare within a line, not along the curve."
+        f" {NOTHING} : not told by the same hospitals."
     )
     at = {name: {one.threshold: one for one in curve} for name, curve in curves.items()}
     rows = tuple(
         Row(
             f"{one.threshold:g}",
             (
-                Cell(str(one.hospitals)),
+                Cell(str(len(one.hospitals))),
                 Cell(f"{one.patients:,}"),
                 Cell(number("auroc_difference", one.everybody)),
                 *(
@@ -137,11 +151,19 @@ def _decisions(results: Results, main: str) -> Iterator[Section]:
         "Whether acting on the model does more good than treating everybody or nobody, for somebody to whom missing an event is"
         " as bad as (1 − threshold) / threshold needless treatments."
     )
-    title = f"Decision curve of {', '.join(arm_label(name).lower() for name in curves)}, all hospitals together"
+    whom = "all hospitals together" if same else "at each threshold of the hospitals that tell it"
+    title = f"Decision curve of {', '.join(arm_label(name).lower() for name in curves)}, {whom}"
     caption = "A model is worth its height above treating everybody and nobody, at the thresholds that somebody would decide by."
     if not same:
         caption += " Points are not joined, since they are of different hospitals."
-    yield Section("decisions", "Decision curve", text, (Picture(plots.decisions(curves, title), caption),), (table,))
+    drawn = plots.decisions(curves, title, joined=same)
+    yield Section("decisions", "Decision curve", text, (Picture(drawn, caption),), (table,))
+
+
+def _of_the_same(arm: Arm, own: list[Benefit]) -> list[Benefit]:
+    """An arm's curve at the thresholds at which it is told by the same hospitals as the headline's."""
+    there = {one.threshold: one.hospitals for one in own}
+    return [one for one in group_summaries.decisions(arm) if there.get(one.threshold) == one.hospitals]
 
 
 # --- subgroups --------------------------------------------------------------------------------------------------------

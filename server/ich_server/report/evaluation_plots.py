@@ -38,15 +38,15 @@ def calibration(arm: Arm, joined: Sequence[Observed], title: str) -> Markup:
             )
         for group in joined:
             axes.plot([group.mean] * 2, [group.low, group.high], color=BLUE, linewidth=1.6, solid_capstyle="butt")
-        axes.plot(
-            [one.mean for one in joined],
-            [one.observed for one in joined],
-            "s-",
-            color=BLUE,
-            linewidth=1.6,
-            markersize=6,
-            label="all hospitals (95 % CI)",
-        )
+        if joined:
+            axes.plot(
+                [one.mean for one in joined],
+                [one.observed for one in joined],
+                "s",
+                color=BLUE,
+                markersize=6,
+                label="hospitals joined (95 % CI)",
+            )
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
         axes.set_xlabel("Predicted probability")
         axes.set_ylabel("Share with the event")
@@ -56,16 +56,15 @@ def calibration(arm: Arm, joined: Sequence[Observed], title: str) -> Markup:
         return svg(figure, "calibration", title)
 
 
-def decisions(curves: Mapping[str, Sequence[Benefit]], title: str) -> Markup:
+def decisions(curves: Mapping[str, Sequence[Benefit]], title: str, *, joined: bool) -> Markup:
     """Net benefit by threshold: the arms (the first is the headline's), treating everybody, and treating nobody.
 
-    Lines only where all thresholds are of the same patients.
+    `joined`: whether all thresholds are of the same patients, and lines may lie between them.
     """
     width, height, left, bottom = 620, 340, 62, 52
     with canvas(width, height) as figure:
         axes = figure.add_axes(box(left, bottom, width - left - 14, height - bottom - 14, width, height))
         first = next(iter(curves.values()))
-        joined = "-" if len({one.patients for curve in curves.values() for one in curve}) == 1 else ""
         axes.axhline(0, color=MUTED, linewidth=1.2, label="treat nobody")
         axes.plot(
             [one.threshold for one in first],
@@ -85,7 +84,7 @@ def decisions(curves: Mapping[str, Sequence[Benefit]], title: str) -> Markup:
                 color=COLOURS.get(arm, BLUE),
                 marker=MARKERS.get(arm, "o"),
                 markersize=5,
-                linestyle=joined,
+                linestyle="-" if joined else "",
                 linewidth=2.2 if place == 0 else 1.3,
                 label=arm_label(arm),
                 zorder=3 - place * 0.1,

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from ich_models import dossier
 from ich_models.files import write_atomic
 from ich_models.metrics import METRICS, MIN_PER_CLASS, TYPE_METRICS
 from ich_server.report import checklists, evaluation, facts, flow, plots, table_one, traffic
 from ich_server.report.parts import Cell, Picture, Row, Table
+from ich_server.report.photos import Photo, kept
 from ich_server.results import LEVELS, Arm, Figures, Group, Level, PrivacyPromise, Results, macro
 from ich_server.summary import (
     FEW,
@@ -39,6 +42,7 @@ from ich_server.summary import (
     number,
     pooled,
     same_patient_groups,
+    some,
     spread,
     total,
     type_medians,
@@ -65,31 +69,22 @@ class Card:
     note: str
 
 
-@dataclass(frozen=True)
-class Photo:
-    """A picture of a generated patient. `data`: a PNG as a data URI; `alt`: what is on it, in words."""
-
-    title: str
-    data: str
-    alt: str
-    caption: str
-
-    def __post_init__(self) -> None:
-        if not self.data.startswith("data:image/png;base64,"):
-            raise ValueError("a picture of the report is part of the page")
+def write_report(results: Results, run: Path) -> None:
+    """Write report.html into a run's folder, which holds `results` as results.json; the same bytes for the same folder."""
+    write_atomic(run / dossier.REPORT, page_of(results, run))
 
 
-def write_report(results: Results, path: Path, pictures: Sequence[Photo] = ()) -> None:
-    """Write the report of `results` to `path`; the same bytes for the same results and pictures."""
-    write_atomic(path, render(results, pictures).encode())
+def page_of(results: Results, run: Path) -> bytes:
+    """The report of a run's folder, with its pictures, and the hash of the results.json that it is made of."""
+    return render(results, kept(run), dossier.digest((run / dossier.RESULTS).read_bytes())).encode()
 
 
-def render(results: Results, pictures: Sequence[Photo] = ()) -> str:
-    """The page. `pictures`: of generated patients alone; a study of real ones has none."""
+def render(results: Results, pictures: Sequence[Photo] = (), made_of: str = "") -> str:
+    """The page. `pictures`: of generated patients alone; a study of real ones has none. `made_of`: SHA-256 of results.json."""
     main = main_arm(results)
     arm = results.arms[main] if main else None
     if arm and by_type(arm):
-        return _render_types(results, arm)
+        return _render_types(results, arm, made_of)
     found = pooled(arm, "auroc") if arm else None
     return ENVIRONMENT.get_template("page.html.j2").render(
         study=results.study,
@@ -114,11 +109,11 @@ def render(results: Results, pictures: Sequence[Photo] = ()) -> str:
         threshold=_threshold(results),
         intervals=results.intervals,
         seeds=_seeds(results.seeds),
-        **_run(results),
+        **_run(results, made_of),
     )
 
 
-def _run(results: Results) -> dict[str, Any]:
+def _run(results: Results, made_of: str) -> dict[str, Any]:
     """What the page tells of the run itself, whatever is predicted: who took part, what went over the line, with what."""
     return {
         "flow": flow.flow(results),
@@ -127,12 +122,13 @@ def _run(results: Results) -> dict[str, Any]:
         "privacy": facts.privacy(results),
         "promise": _promise(results),
         "limits": facts.limits(results),
-        "software": facts.software(results),
+        "software": facts.software(results, made_of),
+        "made_of": Markup(dossier.mark(made_of)) if made_of else "",
         "checklists": checklists.tables(results),
     }
 
 
-def _render_types(results: Results, arm: Arm) -> str:
+def _render_types(results: Results, arm: Arm, made_of: str) -> str:
     """The page of a study of slices: a table for each level of each arm in place of all that there is of one outcome."""
     names = in_order(results)
     tables = [_types(name, results.arms[name], level) for name in names for level in LEVELS]
@@ -145,7 +141,7 @@ def _render_types(results: Results, arm: Arm) -> str:
     ]
     silent = sorted(results.hospitals.keys() - arm.hospitals.keys(), key=natural)
     warnings = [f"AUROC not given: {'; '.join(few)}."] if few else []
-    warnings += [f"Without figures, because no evaluation came back: {_names(silent)}."] if silent else []
+    warnings += [f"Without figures, because no evaluation came back: {some(silent)}."] if silent else []
     return ENVIRONMENT.get_template("page.html.j2").render(
         study=results.study,
         sentence=_sentence(results),
@@ -169,7 +165,7 @@ def _render_types(results: Results, arm: Arm) -> str:
         threshold=_threshold(results),
         intervals=results.intervals,
         seeds=_seeds(results.seeds),
-        **_run(results),
+        **_run(results, made_of),
     )
 
 
@@ -293,13 +289,18 @@ def _together_card(arm: Arm) -> list[Card]:
             "All test patients together",
             number("auroc", found.value),
             (f"95 % CI {around}",) if around else (),
-            f"Simulation only: {many(arm.pooled.n, 'patient')} of different hospitals in one ranking.",
+            f"Simulation only: {many(arm.pooled.n, 'patient')} of {_of(len(_telling(arm)), arm)} in one ranking.",
         )
     ]
 
 
+def _telling(arm: Arm) -> list[str]:
+    """The hospitals that tell their figures: of their patients those of all together are made."""
+    return [name for name, found in arm.hospitals.items() if found.events is not None]
+
+
 def _warnings(results: Results, arm: Arm, found: Pooled) -> list[str]:
-    return [*_few_warnings(arm, found), *_missing_warnings(results, arm, found)]
+    return [*facts.miscalibration(arm), *_few_warnings(arm, found), *_missing_warnings(results, arm, found)]
 
 
 def _few_warnings(arm: Arm, found: Pooled) -> list[str]:
@@ -314,7 +315,7 @@ def _few_warnings(arm: Arm, found: Pooled) -> list[str]:
     if few:
         said.append(
             f"{_of(len(few), arm)} {'has' if len(few) == 1 else 'have'} under {FEW} events or under {FEW} non-events,"
-            f" so that their own figures, calibration above all, are uncertain: {_names(few)}."
+            f" so that their own figures, calibration above all, are uncertain: {some(few)}."
         )
     return said
 
@@ -324,23 +325,17 @@ def _missing_warnings(results: Results, arm: Arm, found: Pooled) -> list[str]:
     if found.without_interval:
         said.append(
             "Shown, but not part of the random-effects mean, for want of an interval, which takes"
-            f" {MIN_PER_CLASS} events and {MIN_PER_CLASS} non-events: {_names(found.without_interval)}."
+            f" {MIN_PER_CLASS} events and {MIN_PER_CLASS} non-events: {some(found.without_interval)}."
         )
     if found.not_estimable:
-        said.append(f"AUROC not estimable (a single class, or not in every seed): {_names(found.not_estimable)}.")
+        said.append(f"AUROC not estimable (a single class, or not in every seed): {some(found.not_estimable)}.")
     silent = sorted(results.hospitals.keys() - arm.hospitals.keys(), key=natural)
     if silent:
-        said.append(f"Without figures, because no evaluation came back: {_names(silent)}.")
+        said.append(f"Without figures, because no evaluation came back: {some(silent)}.")
     if results.quarantined:
         count = len(results.quarantined)
         said.append(f"{count:,} {'reply was' if count == 1 else 'replies were'} set aside; the reasons are below.")
     return said
-
-
-def _names(hospitals: Sequence[str]) -> str:
-    """The first dozen by name, and how many more."""
-    shown = ", ".join(hospitals[:12])
-    return shown if len(hospitals) <= 12 else f"{shown} and {len(hospitals) - 12} more"
 
 
 LARGEST: Final = {"youden": "Youden index (recall + specificity − 1)", "f2": "F2 (recall counts four times)"}
@@ -470,7 +465,9 @@ def _arms(results: Results) -> Table | None:
         tuple(_arms_row(results, name) for name in names),
         "Paired difference: this arm minus the one named, within each hospital, each hospital counting once; paired t"
         " interval over hospitals, from 3 on. Each arm is compared with a federated model tested on the same patients where"
-        " there is one; with “other patients” of the same hospitals, more of the difference is chance.",
+        " there is one; with “other patients” of the same hospitals, more of the difference is chance. All test patients are ranked"
+        " together: where hospitals differ in their share of events, models that know the hospital (local only) rank higher by that"
+        " alone.",
     )
 
 
@@ -540,8 +537,8 @@ def _cost_of_privacy(results: Results) -> Iterator[str]:
     main, twin = main_arm(results), results.arms.get("without_privacy")
     mine = results.arms[main].pooled if main else None
     other = twin.pooled if twin else None
-    if mine is None or other is None or mine.auroc.value is None or other.auroc.value is None:
-        return
+    if mine is None or other is None or mine.auroc.value is None or other.auroc.value is None or mine.n != other.n:
+        return  # noise may let a hospital tell, or withhold, what it would not without
     yield (
         f"AUROC of all test patients together: {number('auroc', mine.auroc.value)} with privacy,"
         f" {number('auroc', other.auroc.value)} without."

@@ -32,19 +32,20 @@ def tables(results: Results) -> list[Table]:
     lines = _lines(results.study.settings, list(next(one.columns for one in told.values() if one.columns)))
     k = int(results.study.settings.get("evaluation", {}).get("small_cells", 0))
     shown = {name: _cells(one, lines, k) for name, one in told.items()}
-    note = _note(k)
+    about = any(each.text.startswith(_ABOUT) for cells in shown.values() for each in cells)
+    note = _note(k, about=about)
     if len(told) <= MOST_BESIDE:
         return [_beside(told, lines, shown, note)]
     return [_described(told, lines, shown, note), _each(told, lines, shown)]
 
 
-def _note(k: int) -> str:
-    hidden = (
-        f" Under {k} patients with or without something are told as few; a hospital that asks for a larger k tells half"
-        " of it in their place, and that cannot be told from a count."
-        if k
-        else ""
-    )
+def _note(k: int, *, about: bool) -> str:
+    hidden = f" Under {k} patients with or without something are told as few." if k else ""
+    if about:
+        hidden += (
+            f" {_ABOUT}may stand for fewer: a hospital that asks for a larger k tells half of it in place of every count below it, so"
+            " that the smallest count that it tells may be none."
+        )
     return (
         "Training patients of the model of all hospitals. Numbers: mean (standard deviation); levels: patients (share of those"
         f" for whom it is known).{hidden} Rounded where an exact figure would point at a few (docs/egress.md)."
@@ -87,6 +88,7 @@ def _reference(variable: Mapping[str, Any]) -> str:
 
 _FEW: Final = "few"
 _MANY: Final = "nearly all"
+_ABOUT: Final = "≈ "
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,32 @@ class _Told:
 
 
 def _cells(data: HospitalData, lines: Sequence[_Line], k: int) -> list[_Told]:
-    found = [_told(data.columns, line, k) for line in lines]
+    doubtful = _doubtful(data.columns, [line.column for line in lines if line.level is not None and line.column], k)
+    found = [_told(data.columns, line, k, doubtful) for line in lines]
     return _hidden_twice(found, lines)
 
 
-def _told(columns: Mapping[str, Column], line: _Line, k: int) -> _Told:
+def _doubtful(columns: Mapping[str, Column], names: Sequence[str], k: int) -> frozenset[str]:
+    """Columns of yes and no whose counts may be half of a larger k that the hospital asks for, in place of a smaller count.
+
+    Under a rule K every count from 1 to K - 1 is told as K / 2, so a count c can be such a half only where nothing else is told between
+    0 and 2 c: it is the smallest. One that is not whole is a half for certain.
+    """
+    counts = {name: _counts(columns[name]) for name in names if columns[name].mean is not None}
+    told = sorted({count for pair in counts.values() for count in pair if count > 0})
+    halves = {count for count in told if abs(count - round(count)) > 1e-6}
+    if k and told and told[0] >= k and not any(count < 2 * told[0] for count in told[1:]):
+        halves.add(told[0])
+    return frozenset(name for name, pair in counts.items() if halves & set(pair))
+
+
+def _counts(column: Column) -> tuple[float, float]:
+    """Patients with a yes and with a no, as the hospital told them: rounded, so that equal ones are equal."""
+    known, share = column.known or 0.0, column.mean or 0.0
+    return round(known * share, 6), round(known * (1 - share), 6)
+
+
+def _told(columns: Mapping[str, Column], line: _Line, k: int, doubtful: frozenset[str]) -> _Told:
     if line.level is None:
         column = columns[line.column]
         if column.mean is None:
@@ -119,7 +142,8 @@ def _told(columns: Mapping[str, Column], line: _Line, k: int) -> _Told:
         return _Told(_FEW)
     if 0 < round(known - patients) < k:
         return _Told(_MANY)
-    return _Told(f"{round(patients):,}", f"{100 * patients / known:.0f} %", 100 * patients / known)
+    about = _ABOUT if doubtful & set(line.reference or (line.column,)) else ""
+    return _Told(f"{about}{round(patients):,}", f"{100 * patients / known:.0f} %", 100 * patients / known)
 
 
 def _hidden_twice(found: list[_Told], lines: Sequence[_Line]) -> list[_Told]:
