@@ -41,7 +41,8 @@ def test_a_round_is_charged_to_every_patient_who_takes_part(tmp_path: Path) -> N
     another = small_private.federation(name="another")
     for patient in (NORTH[0], NORTH[41], NORTH[79]):  # each brings it along into whatever group comes next
         after = Budget(another, "north", Limits(), [patient, *map(str, range(50))], ledger)
-        assert after.terms().before == pytest.approx(epsilon([Steps(programme(plan.federation).sigma, 0.25, 8)], 1e-3))
+        assert [charge.spent.steps for charge in after.charges()] == [8]
+    assert Budget(another, "north", Limits(), [str(number) for number in range(50)], ledger).charges() == ()
 
 
 def test_all_studies_together_are_counted_at_the_smallest_delta(tmp_path: Path) -> None:
@@ -111,19 +112,19 @@ def test_no_model_costs_more_than_was_promised_of_each(tmp_path: Path) -> None:
     """`per: model`: one of three models has three rounds, though the study has steps for nine."""
     here = budget(tmp_path, small_private.federation({"per": "model"}))
     plan, folds = here.programme, ["all", "without:east", "without:south"]
-    sigma, charge = here.training(42, 1, folds)
+    _, charge = here.training(42, 1, folds)
     here.ledger.settle(charge, 8)  # all three began alike, and were trained once
     for number in (2, 3):
         here.training(42, number, ["all"])
-    assert epsilon([Steps(sigma, 0.25, 24)], 1e-3) == pytest.approx(plan.model)
+    assert sum(plan.rounds) == 24
     with pytest.raises(
         RefusedError, match=r"round 3 would bring model all to epsilon 3\.\d+; it has promised (3|2\.99) of each"
     ):
         here.training(42, 3, ["without:east", "all"])
-    here.training(42, 2, ["without:east", "without:south"])
-    assert epsilon([Steps(sigma, 0.25, 8 + 16 + 16 + 16)], 1e-3) < plan.study, "the study would have room"
+    here.training(42, 2, ["without:east", "without:south"])  # the study has room
 
 
+@pytest.mark.slow
 def test_all_that_was_planned_of_each_model_fits(tmp_path: Path) -> None:
     here = budget(tmp_path, small_private.federation({"per": "model", "metrics": "noised"}))
     for number in (1, 2, 3):
