@@ -433,7 +433,7 @@ def _kind_needs(federation: Federation) -> Iterator[Complaint]:
                 yield ("evaluation", "comparisons", name), message, "leave it out"
     if federation.modalities.table.scaling == "hospital" and (
         isinstance(network, Dlmi)
-        or (isinstance(network, IchPro) and network.standardise)
+        or (isinstance(network, IchPro | MedNvc) and network.standardise)
         or network.class_weights == "federation"
     ):
         message = f"network '{network.name}' needs sums of the whole federation, and every hospital scales by its own"

@@ -37,7 +37,7 @@ def areas(folder: Path, name: str, rounds: int, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_hohoho_learns_to_see_blood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoder, then sequence."""
+    """Encoder, then sequence. Measured: .94 .81 .83 .84 .93 (in the order of the types)."""
     found = areas(tmp_path, "hohoho", 10, monkeypatch)
     assert found["intraparenchymal"] > 0.9
     assert mean(found.values()) > 0.8
@@ -46,6 +46,7 @@ def test_hohoho_learns_to_see_blood(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_dlmi_learns_to_see_blood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured: .94 .84 .79 .85 .93."""
     found = areas(tmp_path, "dlmi", 6, monkeypatch)
-    assert found["intraparenchymal"] > 0.8
-    assert mean(found.values()) > 0.7
+    assert found["intraparenchymal"] > 0.88
+    assert mean(found.values()) > 0.8

@@ -256,6 +256,10 @@ class ConvNeXtEncoder(Encoder):
     transformers' modules and names; the way through them is written out here, because the masked autoencoder needs the
     mask inside each block, and because convolutions must be given contiguous memory: per-sample gradient hooks are
     silently wrong otherwise.
+
+    At random its layers start as torch's do, biases too. transformers' own start (biases of 0, weights of 0.02) leaves a
+    narrow network nearly linear, and the first LayerNorm then takes from a patch how bright it is: of k times the patch it
+    makes the same.
     """
 
     def __init__(self, options: ConvNeXt) -> None:
@@ -269,6 +273,9 @@ class ConvNeXtEncoder(Encoder):
                 drop_path_rate=options.drop_path,
             )
         )
+        for layer in self.net.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.reset_parameters()
         self.seen = nn.Identity()  # where class activation maps look
         self.last = "seen"
         self._settle()

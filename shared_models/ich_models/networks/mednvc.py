@@ -9,7 +9,7 @@ from transformers.models.convnextv2.modeling_convnextv2 import ConvNextV2Layer
 
 from ich_models.batch import Batch, Output
 from ich_models.losses import PerSample, Term, masked_patches, outcome
-from ich_models.networks.constants import Standardise
+from ich_models.networks.constants import Standardise, StandardiseImage
 from ich_models.networks.encoders import ConvNeXtEncoder, block
 from ich_models.networks.fusion import OneWay, ValueTokens
 from ich_models.networks.options import MedNvc
@@ -42,6 +42,7 @@ class MedNvcNetwork(StagedNetwork):
         super().__init__()
         self.options = options
         width, patch = options.image.widths[1], options.masked_patch
+        self.standardise = StandardiseImage(options.image.channels) if options.standardise else nn.Identity()
         self.image = ConvNeXtEncoder(options.image)
         self.decoder = Decoder(options.image.widths[3], options.decoder, options.image.channels * patch**2, self.image)
         self.input = Standardise(columns)
@@ -84,6 +85,14 @@ class MedNvcNetwork(StagedNetwork):
         rows = torch.arange(len(batch), device=best.device)
         return Output(each.amax(1), {"fused": pooled.reshape(-1, views, pooled.shape[-1])[rows, best]}, who)
 
+    def _views(self, batch: Batch) -> torch.Tensor | None:
+        """(B, V, C, H, W), standardised; a single view as V = 1."""
+        if (image := batch.image) is None:
+            return None
+        views = image[:, None] if image.ndim == 4 else image
+        scaled: torch.Tensor = self.standardise(views.flatten(0, 1)).unflatten(0, views.shape[:2])
+        return scaled
+
     def _thrown(self, batch: Batch, who: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Views (B, V, C, H, W) and standardised values (B, D); what a patient lacks is `thrown` everywhere.
 
@@ -96,7 +105,7 @@ class MedNvcNetwork(StagedNetwork):
             both = who["image"] & who["table"]
             keep["image"] = who["image"] & ~(both & (draw < options.throw / 2))
             keep["table"] = who["table"] & ~(both & (draw >= options.throw / 2) & (draw < options.throw))
-        images = _views(batch.image)
+        images = self._views(batch)
         if images is None:
             side = options.masked_patch
             images = torch.zeros(len(batch), 1, options.image.channels, side, side, dtype=dtype, device=device)
@@ -110,7 +119,7 @@ class MedNvcNetwork(StagedNetwork):
         )
 
     def _painted(self, batch: Batch) -> Output:
-        images = _views(batch.image)
+        images = self._views(batch)
         if images is None:
             raise ValueError("the stage pretrain needs images | leave out hospitals that have none")
         who, options = batch.who("image"), self.options
@@ -135,11 +144,6 @@ class MedNvcNetwork(StagedNetwork):
 def mednvc(options: MedNvc, columns: int) -> MedNvcNetwork:
     """MedNVC for `columns` laboratory values."""
     return MedNvcNetwork(options, columns)
-
-
-def _views(image: torch.Tensor | None) -> torch.Tensor | None:
-    """(B, V, C, H, W); a single view as V = 1."""
-    return image[:, None] if image is not None and image.ndim == 4 else image
 
 
 def _patches(images: torch.Tensor, side: int) -> torch.Tensor:

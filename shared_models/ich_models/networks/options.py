@@ -414,6 +414,8 @@ class MedNvc(Sized):
     name: Literal["mednvc"]
     bias: Literal["zero"] = "zero"
     image: ConvNeXt = ConvNeXt()
+    standardise: bool = True
+    """Each channel to mean 0 and standard deviation 1, by the training hospitals' statistics."""
     blocks: Size = 2
     """Cross-attention blocks between the encoder's halves."""
     heads: Size = 8

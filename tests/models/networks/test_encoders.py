@@ -44,6 +44,15 @@ def test_published_counts(options: Any, channels: int, dimensions: int, outputs:
     assert numbers(encoder) + outputs * (options.width + 1) == want
 
 
+def test_how_bright_a_plain_patch_is_reaches_what_convnext_sees() -> None:
+    """LayerNorm after a layer without a bias would make the same of 0.2 and 0.4: a swelling of the flesh would be lost."""
+    torch.manual_seed(0)
+    encoder = ConvNeXtEncoder(ConvNeXt(widths=(8, 16, 32, 64), layers=(1, 1, 1, 1)))
+    with torch.no_grad():
+        dark, bright = (encoder.stem(torch.full((1, 3, 4, 4), grey)).flatten() for grey in (0.2, 0.4))
+    assert torch.linalg.vector_norm(dark - bright) > 0.05 * torch.linalg.vector_norm(bright)
+
+
 def test_published_counts_of_bert_and_convnext() -> None:
     with torch.device("meta"):
         assert numbers(TextEncoder(Bert())) == 108_310_272

@@ -212,11 +212,11 @@ def test_one_modality_is_thrown_away_at_a_time() -> None:
     torch.manual_seed(0)
     network = tiny("mednvc").train()
     batch = patients("mednvc", count=2000)
-    batch = replace(batch, image=torch.zeros(2000, 1, 1, 1, 1))
+    batch = replace(batch, image=torch.zeros(2000, 1, 3, 1, 1))
     who = {name: torch.ones(2000, dtype=torch.bool) for name in ("image", "table")}
     who["table"][:500] = False
     images, values = network._thrown(batch, who)
-    no_image, no_values = images.flatten() == -10, (values == -10).all(1)
+    no_image, no_values = (images.flatten(1) == -10).all(1), (values == -10).all(1)
     assert not (no_image & no_values).any()
     assert no_values[:500].all()
     assert no_image[500:].float().mean() == pytest.approx(0.1, abs=0.025)
