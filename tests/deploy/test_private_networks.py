@@ -1,5 +1,6 @@
 """The five shared models, each trained under privacy in a whole study, stage by stage, on a few generated patients."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import small
 import small_private
 import torch
+import yaml
 from numpy.typing import NDArray
 from small_networks import patients as batch_of
 
@@ -19,7 +21,8 @@ from ich_client.site import ledger_in
 from ich_client.tables import Hospital
 from ich_models.accounting import Steps, programme
 from ich_models.batch import Patients
-from ich_models.federation import Federation
+from ich_models.errors import ConfigurationError
+from ich_models.federation import Federation, load_federation
 from ich_models.networks.staged import enter
 from ich_models.protocol import WEIGHTS
 from ich_strategies.plan import Plan
@@ -136,3 +139,45 @@ def test_trained_privately_in_a_whole_study(case: Case, tmp_path: Path, monkeypa
     for times in set(counts.tolist()) - {0}:
         noise = 0.1 * programmed.sigma / (RATE * PATIENTS) * (4 * times / len(HOSPITALS)) ** 0.5
         assert moved[0, counts == times].std() == pytest.approx(noise, rel=0.03)
+
+
+# --- what docs/privacy.md says that they need -------------------------------------------------------------------------
+
+DOCUMENT = Path(__file__).parents[2] / "docs/privacy.md"
+LINE = re.compile(r"^\| `(ichpro|vdafm|mednvc|hohoho|dlmi)`, (.*?) \| `(\{.*?\})`", re.MULTILINE)
+LINES = [
+    (name, tuple(re.findall("`(.*?)`", stages)), yaml.safe_load(keys))
+    for name, stages, keys in LINE.findall(DOCUMENT.read_text())
+]
+READS = {
+    "ichpro": {"image": CT, "text": {**TEXT, "tokens": 64}},
+    "vdafm": {"image": CT, "text": TEXT},
+    "mednvc": {"image": VIEWS},
+}
+
+
+def complaints(folder: Path, name: str, stages: tuple[str, ...], keys: dict[str, Any]) -> str:
+    """What the commands say of the file of such a study, with the network at its published size."""
+    settings = federation((name, stages, READS.get(name, {"image": SLICES}), {}))
+    written = settings.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump({**written, "network": {"name": name, **keys}}))
+    try:
+        load_federation(folder / "study.yaml")
+    except ConfigurationError as error:
+        return str(error)
+    return ""
+
+
+def test_every_model_has_a_line() -> None:
+    assert {name for name, _, _ in LINES} == {"ichpro", "vdafm", "mednvc", "hohoho", "dlmi"}
+    assert len(LINES) == 7
+
+
+@pytest.mark.parametrize(("name", "stages", "keys"), LINES, ids=lambda value: str(value)[:30])
+def test_a_line_is_enough_and_all_of_it_is_needed(
+    name: str, stages: tuple[str, ...], keys: dict[str, Any], tmp_path: Path
+) -> None:
+    assert complaints(tmp_path, name, stages, keys) == ""
+    for key in keys.keys() - {"supervise"}:  # without which the two stages are two names for training everything
+        fewer = {other: keys[other] for other in keys if other != key}
+        assert "differential privacy refuses" in complaints(tmp_path, name, stages, fewer), key
