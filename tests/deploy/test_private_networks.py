@@ -51,7 +51,7 @@ CASES = [
     case("ichpro", ("encoders", "fusion"), {"image": CT, "text": TEXT}, pytest.mark.slow, losses=BANK),
     case("vdafm", ("train",), {"image": CT, "text": TEXT}, pytest.mark.slow, losses={"negatives": "bank"}),
     case("mednvc", ("pretrain", "train"), {"image": VIEWS}, pytest.mark.slow),
-    case("hohoho", ("encoder", "sequence"), {"image": SLICES}),
+    case("hohoho", ("encoder", "sequence"), {"image": SLICES}, pytest.mark.slow),
     case(
         "hohoho",
         ("pretrain", "encoder", "sequence"),
@@ -103,10 +103,11 @@ def stages_of_each_number(plan: Plan, stages: tuple[str, ...]) -> NDArray[np.int
 @pytest.mark.parametrize("case", CASES)
 def test_trained_privately_in_a_whole_study(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, stages, *_ = case
-    settings, tested = federation(case), []
+    settings = federation(case)
+    tested: list[tuple[str, int, float]] = []
 
     def tested_as_ever(engine: Engine, network: torch.nn.Module, draw: Draw, clip: float) -> None:
-        tested.append((network.stage, len(draw.rows), clip))
+        tested.append((str(network.stage), len(draw.rows), clip))
         ours(engine, network, draw, clip)
 
     ours = self_test.run
@@ -149,7 +150,7 @@ LINES = [
     (name, tuple(re.findall("`(.*?)`", stages)), yaml.safe_load(keys))
     for name, stages, keys in LINE.findall(DOCUMENT.read_text())
 ]
-READS = {
+READS: dict[str, dict[str, Any]] = {
     "ichpro": {"image": CT, "text": {**TEXT, "tokens": 64}},
     "vdafm": {"image": CT, "text": TEXT},
     "mednvc": {"image": VIEWS},
