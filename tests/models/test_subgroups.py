@@ -36,8 +36,9 @@ def test_a_name_alone_is_a_grouping_and_cuts_rise() -> None:
         Grouping(variable="sex"),
         Grouping(variable="age", cut=[65]),
     ]
-    with pytest.raises(ValidationError, match="do not rise"):
-        read([{"variable": "age", "cut": [80, 65]}])
+    for cut in ([80, 65], [65, 65]):
+        with pytest.raises(ValidationError, match="do not rise"):
+            read([{"variable": "age", "cut": cut}])
 
 
 # --- an attacker ------------------------------------------------------------------------------------------------------
