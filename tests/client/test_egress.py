@@ -293,6 +293,8 @@ def test_no_few_levels_of_a_category_can_be_told_from_the_others(
         if not reply.parts[0].count[0]:
             continue  # known for nobody, or for so few that nothing is told
         claimed = sums(part) - (sums(taken) if taken else 0.0)
+        if not (part or taken) and reply.parts[0].count[0] - claimed.sum() == pytest.approx(k / 2):
+            continue  # the first level is told as k / 2, too, and the joined one may by chance be told as it is
         exact = np.isclose(claimed, true[1:]) & ~np.isclose(claimed, k / 2)
         if number := part or taken:  # a part with the mean of all tells nothing of its own
             exact &= ~np.isclose(reply.parts[number].mean[: len(exact)], reply.parts[0].mean[: len(exact)])
