@@ -352,6 +352,31 @@ def test_a_validation_loss_of_few_patients_is_withheld(share: float, said: float
     assert found.thresholds == [None], "at most 5 patients of each class"
 
 
+@pytest.mark.parametrize(
+    ("lacking", "folds", "told"),
+    [
+        (0, None, True),
+        (9, None, False),
+        (10, None, True),
+        (30, None, True),
+        (31, None, False),
+        (12, None, True),
+        (12, 2, False),
+    ],
+)
+def test_how_many_have_an_image_is_withheld_where_few_have_or_lack_it(
+    lacking: int, folds: int | None, told: bool, tmp_path: Path
+) -> None:
+    """In two parts, 12 without an image are fewer than 10 in one of them."""
+    at = hospital(forty(), HALF)
+    there = {"image": np.arange(40) >= lacking}
+    at = replace(at, patients=replace(at.patients, image=np.zeros((40, 1, 1), np.float32), present=there))
+    here = site(at, tmp_path, folds=folds)
+    released, _ = release(here, train_task(here), update(seen={"image": [40 - lacking]}), {"weights": WEIGHTS})
+    assert isinstance(released, TrainReply)
+    assert released.seen == ({"image": [40 - lacking]} if told else {})
+
+
 @pytest.mark.parametrize(("events", "said"), [(9, None), (10, 0.4), (31, None)])
 def test_a_threshold_chosen_among_few_is_withheld(events: int, said: float | None, tmp_path: Path) -> None:
     here = site(hospital(forty(), [1] * events + [0] * (40 - events)), tmp_path)
