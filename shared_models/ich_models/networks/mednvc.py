@@ -33,7 +33,7 @@ class Decoder(nn.Module):
 
 
 class MedNvcNetwork(StagedNetwork):
-    """Views (B, V, C, H, W) or one (B, C, H, W), and values (B, D) -> logits (B,): the highest of the patient's views, or their mean.
+    """Views (B, V, C, H, W) or one (B, C, H, W), and values (B, D) -> logits (B,): the highest of the patient's views.
 
     Stages: `pretrain` (no labels: hidden patches are painted) and `train`. It begins in `train`.
     """
@@ -75,19 +75,15 @@ class MedNvcNetwork(StagedNetwork):
         features = queries.transpose(1, 2).unflatten(2, features.shape[-2:])
         pooled = self.image.pool(self.image.through(features, (2, 3)))
         two = self.output(pooled)
-        each, fused = (two[:, 1] - two[:, 0]).reshape(-1, views), pooled.reshape(-1, views, pooled.shape[-1])
-        there = torch.ones_like(each, dtype=torch.bool)
+        each = (two[:, 1] - two[:, 0]).reshape(-1, views)
         if batch.slices is not None:
             # a patient without a single view is seen as one blank view, the first
             first = torch.arange(views, device=each.device) == 0
             there = batch.slices | (first & ~batch.slices.any(1, keepdim=True))
-        if self.options.views == "mean":
-            share = there / there.sum(1, keepdim=True)
-            return Output((share * each).sum(1), {"fused": (share[..., None] * fused).sum(1)}, who)
-        each = each.masked_fill(~there, torch.finfo(each.dtype).min)
+            each = each.masked_fill(~there, torch.finfo(each.dtype).min)
         best = each.max(1).indices
         rows = torch.arange(len(batch), device=best.device)
-        return Output(each.amax(1), {"fused": fused[rows, best]}, who)
+        return Output(each.amax(1), {"fused": pooled.reshape(-1, views, pooled.shape[-1])[rows, best]}, who)
 
     def _views(self, batch: Batch) -> torch.Tensor | None:
         """(B, V, C, H, W), standardised; a single view as V = 1."""

@@ -416,8 +416,6 @@ class MedNvc(Sized):
     image: ConvNeXt = ConvNeXt()
     standardise: bool = True
     """Each channel to mean 0 and standard deviation 1, by the training hospitals' statistics."""
-    views: Literal["max", "mean"] = "max"
-    """How a patient's views give one answer: the highest (the paper's), or their mean."""
     blocks: Size = 2
     """Cross-attention blocks between the encoder's halves."""
     heads: Size = 8
@@ -443,7 +441,7 @@ class MedNvc(Sized):
         return ("pretrain", "train")
 
     TINY: ClassVar[Mapping[str, Any]] = {
-        "image": {"widths": [16, 32, 64, 128], "layers": [1, 1, 1, 1]},
+        "image": {"widths": [8, 16, 32, 64], "layers": [1, 1, 1, 1]},
         "heads": 4,
         "decoder": 32,
     }

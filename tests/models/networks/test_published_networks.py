@@ -208,23 +208,6 @@ def test_the_highest_view_decides_and_padded_views_do_not() -> None:
     torch.testing.assert_close(network(replace(batch, slices=slices)).logits, want)
 
 
-def test_the_mean_of_the_views_decides_and_padded_views_do_not() -> None:
-    network, batch = tiny("mednvc", views="mean").eval(), patients("mednvc")
-    assert batch.image is not None
-    alone = [network(replace(batch, image=batch.image[:, view])) for view in range(3)]
-    each, fused = (
-        torch.stack(list(one), dim=1) for one in zip(*((x.logits, x.embeddings["fused"]) for x in alone), strict=True)
-    )
-    torch.testing.assert_close(network(batch).logits, each.mean(1))
-    slices = torch.tensor([[True, False, False]] + [[True, False, True]] * 2 + [[False] * 3])
-    batch.image[3] = 0  # without a view: one that is blank
-    found = network(replace(batch, slices=slices))
-    blank = network(replace(batch, image=batch.image[:, 0])).logits[3]
-    want = torch.stack([each[0, 0], each[1, [0, 2]].mean(), each[2, [0, 2]].mean(), blank])
-    torch.testing.assert_close(found.logits, want)
-    torch.testing.assert_close(found.embeddings["fused"][1], fused[1, [0, 2]].mean(0))
-
-
 def test_one_modality_is_thrown_away_at_a_time() -> None:
     torch.manual_seed(0)
     network = tiny("mednvc").train()
