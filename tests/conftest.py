@@ -1,5 +1,6 @@
 """What every test may rely on: one thread, no calls home, repeatable examples, and the shared real data if present."""
 
+import gc
 import os
 
 # Before anything imports flwr, ray or torch: they read these once. Subprocesses and pytest-xdist workers inherit them.
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "shared_data" in getattr(item, "fixturenames", ()):
             item.add_marker("realdata")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now is never garbage. flwr looks for some after each message, which takes long where much is imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
