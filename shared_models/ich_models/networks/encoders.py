@@ -1,5 +1,6 @@
 """Encoders built from configuration: one residual family for volumes and slices, DenseNet, BERT and ConvNeXt-V2."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -50,7 +51,7 @@ class _SqueezeExcite(nn.Module):
         return x * torch.sigmoid(gate)
 
 
-class _Block(nn.Module):
+class _Block(nn.Module, ABC):
     """What MONAI's ResNet asks of a block; names of the parts are torchvision's."""
 
     expansion = 1
@@ -73,11 +74,13 @@ class _Block(nn.Module):
         self.se = _SqueezeExcite(width, options.squeeze, spatial_dims) if options.squeeze else nn.Identity()
         self.downsample = downsample
 
+    @abstractmethod
     def _layers(self, entering: int, planes: int, stride: int | tuple[int, ...], options: ResNet) -> None:
-        raise NotImplementedError
+        """Make the parts; `entering` and `planes` channels, the latter times `expansion` in the end."""
 
+    @abstractmethod
     def _body(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """What is added to the shortcut."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = x if self.downsample is None else self.downsample(x)
