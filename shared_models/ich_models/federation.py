@@ -467,8 +467,20 @@ _OTHER_IMAGE: Final = (
 
 
 def _unknown_stages(federation: Federation) -> list[Complaint]:
-    """Stages that a network of several does not have."""
-    known = federation.network.stages
+    """Stages that a network of several does not have, or that ICHPro would have with `supervise`."""
+    network = federation.network
+    known = network.stages
+    if isinstance(network, IchPro) and not network.supervise:
+        message = "without network.supervise the stage '{}' would train the whole network"
+        return [
+            (
+                ("training", "stages", index, "name"),
+                message.format(stage.name),
+                "write network.supervise: true, or name it train",
+            )
+            for index, stage in enumerate(federation.training.stages)
+            if stage.name in ("encoders", "fusion")
+        ]
     return [
         (
             ("training", "stages", index, "name"),

@@ -179,6 +179,7 @@ def test_a_line_is_enough_and_all_of_it_is_needed(
     name: str, stages: tuple[str, ...], keys: dict[str, Any], tmp_path: Path
 ) -> None:
     assert complaints(tmp_path, name, stages, keys) == ""
-    for key in keys.keys() - {"supervise"}:  # without which the two stages are two names for training everything
+    for key in keys:
         fewer = {other: keys[other] for other in keys if other != key}
-        assert "differential privacy refuses" in complaints(tmp_path, name, stages, fewer), key
+        why = "without network.supervise the stage 'fusion'" if key == "supervise" else "differential privacy refuses"
+        assert why in complaints(tmp_path, name, stages, fewer), key
