@@ -37,7 +37,7 @@ def draw(seed: int, hospital: str, number: int) -> Case:
     lysis, effusion = float(rng.normal()), float(rng.normal())  # only the radiographs show them
     crp_z, esr_z = rng.normal(0, 1, 2)
     has = {name: bool(rng.random() < share) for name, (share, _) in CONDITIONS.items()}
-    logit = SHIFT[hospital] - 0.1 + 1.0 * crp_z + 0.6 * esr_z + 1.6 * lysis + 0.9 * effusion
+    logit = SHIFT[hospital] - 0.1 + 1.0 * crp_z + 0.6 * esr_z + 1.0 * lysis + 1.8 * effusion
     logit += sum(weight * (has[name] - share) for name, (share, weight) in CONDITIONS.items())
     values = {
         "crp": round(math.exp(math.log(14) + 1.1 * crp_z), 1),

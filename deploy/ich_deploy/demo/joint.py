@@ -14,6 +14,8 @@ Floats = NDArray[np.float32]
 View = Literal["AP", "LL"]
 
 VIEWS: Final[tuple[View, View]] = ("AP", "LL")
+SATURATED: Final = 0.85
+"""Where a detector's range ends: metal, with or without flesh before it. What is in the flesh does not move the scale then."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ DETECTORS: Final = {
 def radiograph(
     detector: Detector, joint: str, side: str, view: View, lysis: float, effusion: float, seed: tuple[int, ...]
 ) -> Floats:
-    """How much is held back on the way to each pixel (rows, columns), 0 air to about 1.3 metal, with blur and noise.
+    """How much is held back on the way to each pixel (rows, columns), 0 air to `SATURATED` metal, with blur and noise.
 
-    `lysis`, `effusion`: standard normal; a dark seam of bone lost along the stem, and a swelling beside the joint.
+    `lysis`, `effusion`: standard normal; bone lost along the metal and thinned around it, and a swelling around the joint.
     """
     rng = np.random.default_rng(seed)
     y, x = np.meshgrid(
@@ -57,19 +59,18 @@ def radiograph(
     x, y = x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn)
     size = rng.normal(1, 0.05)
     x, y = x / size, y / size
-    flesh = rng.normal(78 if joint == "hip" else 60, 6)
-    image = 0.30 * np.clip(1 - (x / flesh) ** 2, 0, 1) ** 0.5
-    seam = 0.8 + 6.0 / (1 + math.exp(-1.2 * lysis))  # mm
-    shade = 0.6 / (1 + math.exp(-1.2 * effusion))
-    image += _hip(x, y, view, seam, rng) if joint == "hip" else _knee(x, y, view, seam, rng)
-    beside = (38.0, -30.0) if joint == "hip" else (0.0, -34.0) if view == "LL" else (26.0, -8.0)
-    image += shade * np.exp(-(((x - beside[0]) / 22) ** 2) - ((y - beside[1]) / 28) ** 2)
+    lost, swollen = (1 / (1 + math.exp(-1.2 * z)) for z in (lysis, effusion))
+    near = np.exp(-((x / 55) ** 2) - ((y + (30 if joint == "hip" else 5)) / 50) ** 2)  # 1 at the joint
+    flesh = rng.normal(78 if joint == "hip" else 60, 6) + 14 * swollen * near
+    image = (0.30 + 0.45 * swollen * near) * np.clip(1 - (x / flesh) ** 2, 0, 1) ** 0.5
+    kept, seam = 1 - 0.7 * lost * near, 0.8 + 6.0 * lost  # share of the bone; mm
+    image += _hip(x, y, view, seam, kept, rng) if joint == "hip" else _knee(x, y, view, seam, kept, rng)
     lattice = rng.standard_normal((12, 12)).astype(np.float32)
     at = np.stack([(y + 120) / 24, (x + 120) / 24])
     image *= 1 + 0.04 * ndimage.map_coordinates(lattice, at, order=1, mode="nearest")
     image = ndimage.gaussian_filter(image, detector.blur)
     image += rng.normal(0, detector.noise, image.shape) * (1 + image)
-    return np.asarray(image, np.float32)
+    return np.asarray(np.minimum(image, SATURATED), np.float32)
 
 
 def _shaft(across: NDArray[Any], width: NDArray[Any], cortex: float) -> Floats:
@@ -88,8 +89,8 @@ def _stem(across: Floats, along: Floats, length: float, width: float, seam: floa
     return metal.astype(np.float32), around.astype(np.float32)
 
 
-def _hip(x: Floats, y: Floats, view: View, seam: float, rng: np.random.Generator) -> Floats:
-    """Pelvis above, femur below, cup, ball and stem. From the side the pelvis is narrower."""
+def _hip(x: Floats, y: Floats, view: View, seam: float, kept: Floats, rng: np.random.Generator) -> Floats:
+    """Pelvis above, femur below, cup, ball and stem. From the side the pelvis is narrower. `kept`: share of the bone left."""
     wide = 12 + rng.normal(0, 0.7)
     femur = np.where(y > -20, _shaft(x - 8, wide + 6 * np.exp(-(((y + 15) / 25) ** 2)), 4.5), 0)
     pelvis = 0.30 * np.exp(-(((x + 22) / (40 if view == "AP" else 26)) ** 2) - ((y + 62) / 26) ** 2)
@@ -100,11 +101,14 @@ def _hip(x: Floats, y: Floats, view: View, seam: float, rng: np.random.Generator
     implant = np.maximum(metal, (ball | cup | neck).astype(np.float32))
     rim = np.exp(-(((distance - 20 - seam / 2) / seam) ** 2)) * (y < -36)
     lost = 0.40 * np.maximum(around, rim) * (1 - implant)
-    return np.asarray(np.clip(femur + pelvis - lost, 0, None) * (1 - implant) + 1.0 * implant, np.float32)
+    return np.asarray(np.clip((femur + pelvis) * kept - lost, 0, None) * (1 - implant) + 1.0 * implant, np.float32)
 
 
-def _knee(x: Floats, y: Floats, view: View, seam: float, rng: np.random.Generator) -> Floats:
-    """Femur above, tibia below, a shield on one and a plate with a keel in the other; from the side also the kneecap."""
+def _knee(x: Floats, y: Floats, view: View, seam: float, kept: Floats, rng: np.random.Generator) -> Floats:
+    """Femur above, tibia below, a shield on one and a plate with a keel in the other; from the side also the kneecap.
+
+    `kept`: share of the bone left.
+    """
     wide = 13 + rng.normal(0, 0.8)
     flare = 16 * np.exp(-(((abs(y) - 12) / 22) ** 2))
     femur = np.where(y < -3, _shaft(x, wide + flare, 4.0), 0)
@@ -117,7 +121,7 @@ def _knee(x: Floats, y: Floats, view: View, seam: float, rng: np.random.Generato
     above = np.exp(-(((y + 17 + seam / 2) / seam) ** 2)) * (abs(x) < 26) * (y <= -16)
     lost = 0.40 * np.maximum(np.maximum(around, under), above) * (1 - implant)
     cap = 0.25 * ((((x - 38) / 7) ** 2 + ((y + 18) / 15) ** 2) < 1) if view == "LL" else 0
-    return np.asarray(np.clip(femur + tibia + cap - lost, 0, None) * (1 - implant) + 1.0 * implant, np.float32)
+    return np.asarray(np.clip((femur + tibia + cap) * kept - lost, 0, None) * (1 - implant) + 1.0 * implant, np.float32)
 
 
 def stored(image: Floats, detector: Detector, joint: str, view: View) -> tuple[NDArray[Any], Tags]:
@@ -137,7 +141,7 @@ def stored(image: Floats, detector: Detector, joint: str, view: View) -> tuple[N
         "BurnedInAnnotation": "NO",
     }
     if detector.window:
-        tags |= {"WindowCenter": 1700, "WindowWidth": 3200}
+        tags |= {"WindowCenter": 1300, "WindowWidth": 2400}
     if detector.inverted:
         grey = (4095 - grey).astype(np.uint16)
         tags["PhotometricInterpretation"] = "MONOCHROME1"
