@@ -1,15 +1,19 @@
 """What the hospital alone decides, and the record of what left: through the real ClientApp, before anything leaves."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import image_hospital
 import numpy as np
 import pytest
 import small
+import small_slices
 from flwr.app import Message, RecordDict
+from phantom import write
 from processes import write_study
 
 from ich_client import audit, policy, work
@@ -17,7 +21,9 @@ from ich_client.app import app as node_app
 from ich_client.app import build_app
 from ich_client.hospital import Limits
 from ich_client.site import Site
+from ich_client.tasks import RefusedError
 from ich_deploy.grid import InProcessGrid
+from ich_models.batch import Patients
 from ich_models.errors import Code, DataError
 from ich_models.federation import load_federation
 from ich_models.protocol import (
@@ -303,3 +309,66 @@ def test_a_table_that_changed_is_not_answered_about_until_somebody_agrees(site: 
     approve(site, folder)
     assert is_refusal(ask(later, folder, EVALUATE, evaluate(site), rows(site))) is None
     assert is_refusal(ask(site, folder, EVALUATE, evaluate(site), rows(site))) is Code.DATA
+
+
+def another(array: np.ndarray, place: int = 0) -> np.ndarray:
+    """The same array with another value at one place."""
+    changed = array.copy()
+    changed.flat[place] = 1 - changed.flat[place]
+    return changed
+
+
+OTHERS: dict[str, Callable[[Patients], Patients]] = {
+    "an identifier": lambda one: replace(one, ids=("new", *one.ids[1:])),
+    "a value": lambda one: replace(one, table=another(one.table)),
+    "an outcome": lambda one: replace(one, labels=another(one.labels)),
+    "a subgroup": lambda one: replace(one, groups={"sex": another(one.groups["sex"])}),
+    "a text": lambda one: replace(one, text=another(one.text)),
+    "a slice": lambda one: replace(one, slices=another(one.slices)),
+    "a slice's label": lambda one: replace(one, targets=another(one.targets)),
+    "who has an image": lambda one: replace(one, present={"image": another(one.present["image"])}),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_whatever_changed_of_a_patient_is_not_answered_about(what: str, tmp_path: Path) -> None:
+    """A study of slices is about their labels: one more is told by two answers as one more patient is."""
+    plan = Plan(small.federation(), 42)
+    member = small_slices.hospital("north")
+    zeros = np.zeros((24, 3), np.int64)
+    patients = replace(
+        member.patients, text=zeros, groups={"sex": zeros[:, 0]}, targets=np.zeros((24, 4, 5), np.float32)
+    )
+    began = Site(plan, replace(member, patients=patients), tmp_path)
+    changed = Site(plan, replace(member, patients=OTHERS[what](patients)), tmp_path)
+    policy.check_unchanged(tmp_path, began)
+    policy.check_unchanged(tmp_path, began)
+    with pytest.raises(RefusedError, match="has changed since this study began here") as no:
+        policy.check_unchanged(tmp_path, changed)
+    assert no.value.code is Code.DATA
+
+
+def test_another_image_of_a_patient_is_not_answered_about(tmp_path: Path) -> None:
+    """Of the same patients, in the same table: one scan has one image more."""
+    folder = image_hospital.make(tmp_path / "data", 1, order=(0, 1))
+    plan = Plan(load_federation(image_hospital.files(folder, image=image_hospital.SLICES)[0]).value, 42)
+
+    def now() -> Site:
+        return Site(plan, image_hospital.load_one(folder, image=image_hospital.SLICES), tmp_path)
+
+    policy.check_unchanged(tmp_path, now())
+    policy.check_unchanged(tmp_path, now())
+    write(folder / "pacs" / "f0-0", image_hospital.scan_of(0, z=[130.0], SOPInstanceUID="1.2.9.0.1.7.27"))
+    with pytest.raises(RefusedError, match="has changed since this study began here"):
+        policy.check_unchanged(tmp_path, now())
+
+
+def test_a_change_is_seen_by_each_of_several_studies(site: Site, tmp_path: Path) -> None:
+    """Answers to one study make nobody forget what the patients were when the other began."""
+    other = Site(Plan(small.federation(name="other"), 42), site.hospital, tmp_path)
+    for one in (site, other, site):
+        policy.check_unchanged(tmp_path, one)
+    later = with_one_more(site, tmp_path)
+    for one in (later, Site(other.plan, later.hospital, tmp_path)):
+        with pytest.raises(RefusedError, match="has changed since this study began here"):
+            policy.check_unchanged(tmp_path, one)
