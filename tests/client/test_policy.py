@@ -28,12 +28,15 @@ from ich_models.errors import Code, DataError
 from ich_models.federation import load_federation
 from ich_models.protocol import (
     EVALUATE,
+    RECALIBRATE,
     STATISTICS,
     THRESHOLD,
     TRAIN,
     EvaluateTask,
     Question,
+    RecalibrationTask,
     Rows,
+    StatisticsReply,
     StatisticsTask,
     Task,
     ThresholdTask,
@@ -91,6 +94,7 @@ def test_without_an_approval_everything_is_refused(site: Site, tmp_path: Path) -
         (STATISTICS, statistics, None),
         (TRAIN, train(site), rows(site)),
         (EVALUATE, evaluate(site), rows(site)),
+        (TRAIN, train(site, 9), None),  # not even what the study never asks is looked into
     ):
         assert is_refusal(ask(site, tmp_path, kind, task, given)) is Code.APPROVAL
     approve(site, tmp_path)
@@ -106,8 +110,15 @@ def test_an_approval_is_of_one_study_and_one_version(
     approve(site, tmp_path)
     assert policy.approved(approvals, site.plan.hash)
     assert not policy.approved(approvals, "0" * 64)
-    monkeypatch.setattr(policy, "PACKAGE", "99.0")
-    assert not policy.approved(approvals, site.plan.hash)
+    for what, other in (("PACKAGE", "99.0"), ("PROTOCOL", 99)):
+        with monkeypatch.context() as patch:
+            patch.setattr(policy, what, other)
+            assert not policy.approved(approvals, site.plan.hash)
+
+
+def test_a_hospital_may_leave_approving_to_the_kit(site: Site, tmp_path: Path) -> None:
+    limited(site, approval="all")
+    assert is_refusal(ask(site, tmp_path, TRAIN, train(site), rows(site))) is None
 
 
 def test_a_changed_log_of_approvals_permits_nothing(site: Site, tmp_path: Path) -> None:
@@ -177,12 +188,16 @@ def test_the_same_is_answered_so_often_and_no_more_also_after_a_restart(site: Si
         assert is_refusal(ask(site, tmp_path, STATISTICS, statistics)) is None, "the answer is always the same"
 
 
-def test_thresholds_are_counted_too(site: Site, tmp_path: Path) -> None:
-    approve(site, tmp_path)
-    limited(site, answers=1)
-    task = ThresholdTask(federation=site.plan.hash, seed=42, folds=["all"])
-    assert is_refusal(ask(site, tmp_path, THRESHOLD, task, rows(site))) is None
-    assert is_refusal(ask(site, tmp_path, THRESHOLD, task, rows(site))) is Code.POLICY
+def test_thresholds_and_recalibrations_are_counted_too_each_by_itself(tmp_path: Path) -> None:
+    settings = small.federation(evaluation={"recalibrate": "slope"}, training={"seeds": [42, 43]})
+    sites = [Site(Plan(settings, seed), small.hospital("north", 80), tmp_path) for seed in (42, 43)]
+    for expected in (None, Code.POLICY):
+        for site in sites:
+            approve(site, tmp_path)
+            limited(site, answers=1)
+            for kind, task in ((THRESHOLD, ThresholdTask), (RECALIBRATE, RecalibrationTask)):
+                asked = task(federation=site.plan.hash, seed=site.plan.seed, folds=["all"])
+                assert is_refusal(ask(site, tmp_path, kind, asked, rows(site))) is expected
 
 
 def test_a_study_cannot_have_more_models_than_hospitals(site: Site, tmp_path: Path) -> None:
@@ -217,11 +232,28 @@ def test_under_flowers_own_programs_hospital_yaml_holds_too(tmp_path: Path, line
     study = write_study(tmp_path / "study", hospitals=("north",))
     hospital = study.parent / "hospitals/north.yaml"
     hospital.write_text(hospital.read_text().replace("small_cells: 5", line))
+    assert ask_node(study, tmp_path) is code
+
+
+def test_under_flowers_own_programs_a_node_is_one_hospital_and_a_seed_the_studys(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", hospitals=("north",))
+    assert ask_node(study, tmp_path) is None
+    assert ask_node(study, tmp_path, seed=8) is Code.FEDERATION
+    table, hospital = study.parent / "data/north.csv", study.parent / "hospitals/north.yaml"
+    header, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{header},ward", *(f"{line},{'ab'[n % 2]}" for n, line in enumerate(lines))]))
+    hospital.write_text(hospital.read_text().replace("table:\n", "table:\n  split_by: ward\n"))
+    assert ask_node(study, tmp_path / "two") is Code.DATA
+
+
+def ask_node(study: Path, tmp_path: Path, seed: int = 7) -> Code | None:
+    """What a node of north's says to the question for statistics."""
+    hospital = study.parent / "hospitals/north.yaml"
     node = {"federation": study, "hospital": hospital, "data": study.parent / "data", "state": tmp_path / "state"}
     network = InProcessGrid(node_app, {1: {name: str(value) for name, value in node.items()}})
-    task = StatisticsTask(federation=load_federation(study).value.hash, seed=7, parts=[0])
+    task = StatisticsTask(federation=load_federation(study).value.hash, seed=seed, parts=[0])
     (reply,) = network.send_and_receive([Message(to_record(task), 1, STATISTICS)])
-    assert is_refusal(reply.content) is code
+    return is_refusal(reply.content)
 
 
 # --- the record -------------------------------------------------------------------------------------------------------
@@ -239,6 +271,17 @@ def test_everything_that_leaves_is_on_record_as_it_left(site: Site, tmp_path: Pa
     assert (block["dtype"], block["shape"], block["bytes"]) == ("float32", [1, 4], 16)
     assert block["norm"] == pytest.approx(float(np.linalg.norm(blocks["weights"])))
     assert audit.size(entry.content) == 16
+
+
+def test_what_was_withheld_is_not_on_record_as_sent(site: Site, tmp_path: Path) -> None:
+    """40 of the 80 patients at the most have the rarer outcome, so with k = 41 no number of events leaves."""
+    site.hospital = replace(site.hospital, limits=Limits(small_cells=41))
+    approve(site, tmp_path)
+    reply = ask(site, tmp_path, STATISTICS, StatisticsTask(federation=site.plan.hash, seed=42, parts=[0]))
+    said, _ = from_record(reply, StatisticsReply)
+    (entry,) = audit.entries(tmp_path / "log.jsonl")
+    assert said.events is None
+    assert entry.content["message"] == json.loads(said.model_dump_json())
 
 
 def test_a_refusal_is_on_record_too(site: Site, tmp_path: Path) -> None:
