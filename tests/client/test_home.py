@@ -64,3 +64,22 @@ def test_two_clients_do_not_take_part_from_one_folder(tmp_path: Path) -> None:
         assert "end that one first" in str(caught.value)
     with homes.locked(made):
         pass
+
+
+def test_a_mapping_of_another_hospital_is_refused(tmp_path: Path) -> None:
+    """Its patients would answer under this hospital's name."""
+    made = homes.create(kit_of(tmp_path), tmp_path / "north")
+    made.hospital.write_text((tmp_path / "study/hospitals/south.yaml").read_text())
+    with pytest.raises(ConfigurationError, match="hospital 'south', and the kit is for 'north'"):
+        homes.load_mapping(made)
+
+
+def test_each_folder_is_another_to_a_ledger_that_they_share(tmp_path: Path) -> None:
+    """Of two hospitals of one federation, and of one hospital in two; and a folder that was moved is still the same."""
+    north = homes.create(kit_of(tmp_path / "one"), tmp_path / "north")
+    south = homes.create(kit_of(tmp_path / "one", "south"), tmp_path / "south")
+    elsewhere = homes.create(kit_of(tmp_path / "two"), tmp_path / "elsewhere")
+    before = north.identity
+    assert len({before, south.identity, elsewhere.identity}) == 3
+    moved = north.folder.rename(tmp_path / "moved")
+    assert homes.open_home(moved).identity == before
