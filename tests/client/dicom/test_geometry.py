@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from phantom import ct
 
-from ich_client.dicom.geometry import Layout, frame, layout
+from ich_client.dicom.geometry import Layout, frame, layout, regular
 from ich_client.dicom.header import Header, headers
 from ich_client.dicom.reasons import Reason, Refusal
 
@@ -92,14 +92,14 @@ def distances(*gaps: float) -> list[Header]:
 
 
 @pytest.mark.parametrize(
-    ("step", "off", "regular"),
+    ("step", "off", "fits"),
     [(5.0, 0.09, True), (5.0, 0.2, False), (0.5, 0.04, True), (0.5, 0.08, False), (20.0, 0.19, True)],
 )
-def test_how_far_a_slice_may_be_from_its_place(step: float, off: float, regular: bool) -> None:
+def test_how_far_a_slice_may_be_from_its_place(step: float, off: float, fits: bool) -> None:
     """A tenth of a millimetre, of thin slices a tenth of their distance, of thick ones a hundredth."""
     z = step * np.arange(12)
     z[6] += off
-    if regular:
+    if fits:
         assert layout(at(z)).regular
     else:
         assert refused(at(z)) is Reason.SPACING
@@ -127,3 +127,14 @@ def test_between_two_zones_one_step_may_be_shorter(between: float) -> None:
     assert found.zones == pytest.approx((2.5, 7.5), abs=0.02)
     assert (found.step, found.missing) == (found.zones[0], 0)
     assert found.grid[-1] == found.depths[-1] == pytest.approx(30 + between)
+
+
+def test_zones_that_have_as_many_slices_as_the_grid_are_not_yet_on_it() -> None:
+    """Six steps over 28.5 mm, whose finest are of 4.5 mm: the grid has six of 4.75, and slice 3 lies 0.75 mm before its third."""
+    found = layout(distances(4.5, 4.5, 4.5, 5, 5, 5))
+    assert len(found.grid) == len(found.depths) == 7
+    assert found.grid[3] - found.depths[3] == pytest.approx(0.75)
+    assert not found.regular
+    values = np.repeat(10 * found.depths, 4).reshape(7, 2, 2)  # 10 HU per mm
+    volume = regular(values.astype(np.int16), (1.0, 1.0), found, "HU", -1024)
+    np.testing.assert_array_equal(volume.values[:, 0, 0], np.rint(10 * found.grid))
