@@ -17,6 +17,7 @@ from ich_client.dicom.reasons import HINTS, Reason, Refusal
 from ich_client.dicom.scan import scan
 from ich_client.dicom.series import group
 from ich_client.dicom.stack import Stack
+from ich_client.dicom.stack import read as read_series
 from ich_models.volume import Volume
 
 Z = np.arange(24) * 5.0
@@ -107,9 +108,10 @@ def test_a_volume_is_brought_back_to_the_acquired_slices(kind: str, tmp_path: Pa
         assert np.abs(back[smooth].astype(int) - stack.values[smooth]).max() <= 2
     else:
         np.testing.assert_array_equal(back, stack.values)
-    bright = Volume((volume.values > 1200).astype(np.int16), volume.affine, "intensity")
+    bright = Volume(np.where(volume.values > 1200, 100, 0).astype(np.int16), volume.affine, "intensity")
     mask = stack.sample(bright, nearest=True)
-    same = mask == (stack.values > 1200)
+    assert set(np.unique(mask)) == {0, 100}, "a mask is not blurred"
+    same = (mask == 100) == (stack.values > 1200)
     assert same.mean() > (0.99 if kind == "tilted" else 0.9999)
     assert (mask[:, :, :5] == 0).all()
 
@@ -195,6 +197,16 @@ def test_two_images_at_one_place_are_refused(tmp_path: Path) -> None:
     assert refusal(write(tmp_path, [*slices, other])).keys() == {Reason.DUPLICATES}
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_of_three_images_at_one_place_each_must_be_the_same(seed: int, tmp_path: Path) -> None:
+    """In whatever order their files are met."""
+    slices = ct(Z[:6])
+    twin, other = copy.deepcopy(slices[3]), copy.deepcopy(slices[3])
+    twin.SOPInstanceUID, other.SOPInstanceUID = "1.2.3.98", "1.2.3.99"
+    set_pixels(other, stored(other)[::-1].copy())
+    assert refusal(write(tmp_path, [*slices, twin, other], seed)).keys() == {Reason.DUPLICATES}
+
+
 def test_every_slice_in_two_versions_is_four_dimensional(tmp_path: Path) -> None:
     slices, again = ct(Z), ct(Z)
     for index, one in enumerate(again):
@@ -241,6 +253,16 @@ def test_a_tilted_head_loses_no_voxel_to_the_canvas(tmp_path: Path) -> None:
     # the sum over the canvas is what was acquired: linear shifts move values, they lose none
     acquired = np.stack([stored(one).astype(int) for one in slices]).sum()
     assert (volume.values.astype(int) + 1024).sum() == pytest.approx(acquired, rel=1e-3)
+
+
+def test_where_nothing_of_an_mr_was_acquired_it_is_black(tmp_path: Path) -> None:
+    """-1024 is air on the scale of CT alone."""
+    bright = as_mr(ct(Z[:6], tilt=20, values=lambda points: 400 + points[..., 0]))
+    (series,), _ = group(scan(write(tmp_path, bright)))
+    volume = read_series(series).volume()
+    assert volume.values.shape[1] > 72  # the canvas holds every shifted slice
+    assert volume.values.min() == 0
+    assert volume.values.max() == max(stored(one).max() for one in bright)
 
 
 def test_instance_numbers_are_no_geometry(tmp_path: Path) -> None:
