@@ -111,6 +111,19 @@ def test_monochrome1_is_a_way_to_show_hounsfield_units_not_to_store_them(tmp_pat
     np.testing.assert_array_equal(hu(one, tmp_path / "a"), hu(other, tmp_path / "b"))
 
 
+@pytest.mark.parametrize(("more", "fits"), [(2, True), (2**16, True), (2**16 + 2, False)])
+def test_zeros_behind_the_pixels_are_padding_up_to_a_point(more: int, fits: bool, tmp_path: Path) -> None:
+    """What is longer is another image than the header tells of."""
+    one = small(np.array([[1064, 24, 0], [4095, 1024, 1]], np.uint16))
+    one.PixelData += bytes(more)
+    if fits:
+        assert hu(one, tmp_path).tolist() == [[40, -1000, -1024], [3071, 0, -1023]]
+        return
+    with pytest.raises(Refusal) as caught:
+        hu(one, tmp_path)
+    assert caught.value.reason is Reason.PIXELS
+
+
 def test_an_unknown_transfer_syntax_is_refused_by_name(tmp_path: Path) -> None:
     one = small(np.zeros((2, 3), np.uint16))
     path = write(tmp_path, [one]) / "IM0000"
