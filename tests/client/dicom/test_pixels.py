@@ -147,3 +147,15 @@ def test_lossless_encodings_return_what_went_in(syntax: str, sign: int, tmp_path
         set_pixels(one, plain - np.int16(1024))
     one.compress(syntax)
     np.testing.assert_array_equal(hu(one, tmp_path), plain - np.int16(1024))
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80"])
+def test_rows_and_columns_of_another_image_are_refused(syntax: str, tmp_path: Path) -> None:
+    """As many pixels, in rows of another length: the decoder returns them all, and the head would be put together wrongly."""
+    (one,) = ct([60.0])
+    one.compress(syntax)
+    for rows, columns in ((64, 72), (36, 128), (72, 63)):
+        one.Rows, one.Columns = rows, columns
+        with pytest.raises(Refusal, match="its JPEG holds 72 x 64 pixels of 1 components") as caught:
+            hu(one, tmp_path / f"{rows}")
+        assert caught.value.reason is Reason.PIXELS
