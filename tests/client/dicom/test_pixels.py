@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from phantom import ct, set_pixels, write
+from phantom import as_mr, ct, set_pixels, write
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian
 
@@ -45,10 +45,38 @@ def test_signed_values_and_a_slope(tmp_path: Path) -> None:
     assert hu(one, tmp_path).tolist() == [[-997, -998, 2], [3, 48, 2003]]
 
 
+def test_values_between_two_units_go_to_the_nearer(tmp_path: Path) -> None:
+    tags = {"BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1, "RescaleSlope": 0.75, "RescaleIntercept": 0}
+    one = small(np.array([[1, 3, 5], [-1, -3, -5]], np.int16), **tags)
+    assert hu(one, tmp_path).tolist() == [[1, 2, 4], [-1, -2, -4]]  # 0.75, 2.25, 3.75
+
+
+def test_padding_of_an_mr_is_black(tmp_path: Path) -> None:
+    """Zero is what lies outside of it; -1024 is air on the scale of CT alone."""
+    (one,) = as_mr([small(np.array([[4095, 100, 200], [300, 4095, 0]], np.uint16))])
+    one.add_new("PixelPaddingValue", "US", 4095)
+    read = read_file(write(tmp_path, [one]) / "IM0000")
+    assert isinstance(read, list)
+    out = np.empty((2, 3), np.float32)
+    physical(next(stored(read)), read[0], out)
+    assert out.tolist() == [[0, 100, 200], [300, 0, 0]]
+
+
 def test_air_below_the_scale_is_cut_off(tmp_path: Path) -> None:
     tags = {"BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1, "RescaleIntercept": 0}
     one = small(np.array([[-3024, -1500, -1024], [-1000, 40, 32767]], np.int16), **tags)
     assert hu(one, tmp_path).tolist() == [[-1024, -1024, -1024], [-1000, 40, 32767]]
+
+
+def test_values_beyond_the_scale_are_cut_off_and_do_not_wrap(tmp_path: Path) -> None:
+    tags = {"BitsStored": 16, "HighBit": 15, "RescaleIntercept": 1500}
+    one = small(np.array([[65535, 40000, 31268], [31266, 0, 1]], np.uint16), **tags)
+    assert hu(one, tmp_path).tolist() == [[32767, 32767, 32767], [32766, 1500, 1501]]
+
+
+def test_eight_bits(tmp_path: Path) -> None:
+    one = small(np.array([[0, 24, 255], [128, 1, 2]], np.uint8), BitsAllocated=8, BitsStored=8, HighBit=7)
+    assert hu(one, tmp_path).tolist() == [[-1024, -1000, -769], [-896, -1023, -1022]]
 
 
 @pytest.mark.parametrize("sign", [0, 1])

@@ -373,6 +373,12 @@ def _set(tag: str, value: object) -> Callable[[Dataset], None]:
     return lambda one: setattr(one, tag, value)
 
 
+def _at_the_detector(one: Dataset) -> None:
+    """A spacing that is not the patient's."""
+    one.ImagerPixelSpacing = one.PixelSpacing
+    del one.PixelSpacing
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -380,9 +386,14 @@ def _set(tag: str, value: object) -> Callable[[Dataset], None]:
         (_drop("ImageOrientationPatient"), Reason.HEADER),
         (_drop("PixelSpacing"), Reason.HEADER),
         (_set("PixelSpacing", [0.0, 0.5]), Reason.HEADER),
+        (_set("PixelSpacing", [0.5, 0.0005]), Reason.HEADER),  # metres
+        (_set("PixelSpacing", [500, 500]), Reason.HEADER),
+        (_at_the_detector, Reason.HEADER),
         (_drop("RescaleIntercept"), Reason.RESCALE),
         (_set("RescaleSlope", 0), Reason.RESCALE),
         (_set("RescaleSlope", -1), Reason.RESCALE),
+        (_set("RescaleSlope", 101), Reason.RESCALE),
+        (_set("RescaleIntercept", -10001), Reason.RESCALE),
         (_set("RescaleType", "Z_EFF"), Reason.UNIT),
         (_set("RescaleIntercept", 0), Reason.HU_RANGE),
         (_set("ImageType", ["DERIVED", "SECONDARY", "REFORMATTED"]), Reason.DERIVED),
