@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from phantom import as_mr, ct, set_pixels, write
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRBigEndian
 
 from ich_client.dicom.pixels import physical, stored
@@ -187,3 +188,15 @@ def test_rows_and_columns_of_another_image_are_refused(syntax: str, tmp_path: Pa
         with pytest.raises(Refusal, match="its JPEG holds 72 x 64 pixels of 1 components") as caught:
             hu(one, tmp_path / f"{rows}")
         assert caught.value.reason is Reason.PIXELS
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80"])
+@pytest.mark.parametrize("lost", [2, 200])
+def test_compressed_pixels_that_end_early_are_refused(syntax: str, lost: int, tmp_path: Path) -> None:
+    """Decoders make up what is missing."""
+    (one,) = ct([60.0])
+    one.compress(syntax)
+    (frame,) = generate_frames(one.PixelData, number_of_frames=1)
+    one.PixelData = encapsulate([frame.rstrip(b"\0")[:-lost]])
+    with pytest.raises(Refusal, match="its compressed pixels end early"):
+        hu(one, tmp_path)

@@ -5,6 +5,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,6 +179,38 @@ def test_acquisition_numbers_that_change_with_every_slice_part_nothing(tmp_path:
     other.SOPInstanceUID, other.AcquisitionNumber = "1.2.3.99", 99
     set_pixels(other, stored(other)[::-1].copy())
     assert refusal(write(tmp_path / "b", [*slices, other])).keys() == {Reason.DUPLICATES}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tilt": 3.0},  # their places would be computed with the direction of the first
+        {"spacing": (3.0, 3.22)},
+        {"rows": 70},
+        {"columns": 60},
+    ],
+    ids=str,
+)
+def test_what_differs_in_its_geometry_is_no_part_of_the_stack(other: dict[str, Any], tmp_path: Path) -> None:
+    slices, others = ct(Z[:10]), ct(Z[10:16], **other)
+    for index, one in enumerate(others):
+        one.SOPInstanceUID = f"1.2.3.50.{index}"
+    stacks, refused = group(scan(write(tmp_path, slices + others)))
+    assert (sorted(len(one.headers) for one in stacks), refused) == ([6, 10], [])
+
+
+def test_slices_with_a_contrast_agent_are_a_stack_of_their_own(tmp_path: Path) -> None:
+    """In the series of those without, at the same places."""
+    slices, enhanced = ct(Z), ct(Z, values=lambda points: np.full(points.shape[:-1], 35.0))
+    for index, one in enumerate(slices):
+        one.ContrastBolusAgent = ("NONE", "no", "")[index % 3]
+    for index, one in enumerate(enhanced):
+        one.SOPInstanceUID, one.ContrastBolusAgent = f"1.2.3.50.{index}", "Iopamidol"
+    stacks, _ = group(scan(write(tmp_path, slices + enhanced)))
+    choice = choose(stacks)
+    assert not choice.series.first.contrast
+    assert len(choice.stack.values) == 24
+    assert_tells_its_place(choice.stack.volume())
 
 
 def test_kernels_of_zones_that_follow_each_other_are_one_head(tmp_path: Path) -> None:
