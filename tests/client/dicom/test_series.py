@@ -181,6 +181,14 @@ def test_acquisition_numbers_that_change_with_every_slice_part_nothing(tmp_path:
     assert refusal(write(tmp_path / "b", [*slices, other])).keys() == {Reason.DUPLICATES}
 
 
+def test_kernels_of_zones_that_overlap_are_two_stacks(tmp_path: Path) -> None:
+    slices, again = ct(Z[:14]), ct(Z[13:])  # one place in both
+    for index, one in enumerate(again):
+        one.ConvolutionKernel, one.SOPInstanceUID = "H40s", f"1.2.3.50.{index}"
+    stacks, _ = group(scan(write(tmp_path, slices + again)))
+    assert sorted((len(one.headers), one.first.kernel) for one in stacks) == [(11, "H40S"), (14, "H31S")]
+
+
 @pytest.mark.parametrize(
     "other",
     [
@@ -430,6 +438,9 @@ def _at_the_detector(one: Dataset) -> None:
         (_set("RescaleType", "Z_EFF"), Reason.UNIT),
         (_set("RescaleIntercept", 0), Reason.HU_RANGE),
         (_set("ImageType", ["DERIVED", "SECONDARY", "REFORMATTED"]), Reason.DERIVED),
+        (_set("ImageType", ["ORIGINAL", "PRIMARY", "MOSAIC"]), Reason.MOSAIC),
+        (_set("ImageType", ["ORIGINAL", "PRIMARY", "SCOUT"]), Reason.LOCALIZER),
+        (_set("ImageType", ["ORIGINAL", "PRIMARY", "SCREEN SAVE"]), Reason.SECONDARY_CAPTURE),
         (_set("BurnedInAnnotation", "YES"), Reason.BURNED_IN),
         (_set("PhotometricInterpretation", "PALETTE COLOR"), Reason.COLOUR),
         (_set("SamplesPerPixel", 3), Reason.COLOUR),
@@ -450,6 +461,13 @@ def test_faults_of_every_slice_are_refused_by_name(
     for one in slices:
         fault(one)
     assert refusal(write(tmp_path, slices)).keys() == {reason}
+
+
+@pytest.mark.parametrize("number", [0, 3, 5])
+def test_one_image_with_a_name_burned_in_refuses_its_series(number: int, tmp_path: Path) -> None:
+    slices = ct(Z[:6])
+    slices[number].BurnedInAnnotation = "YES"
+    assert refusal(write(tmp_path, slices)).keys() == {Reason.BURNED_IN}
 
 
 @pytest.mark.parametrize("count", [1, 2])
