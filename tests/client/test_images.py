@@ -345,8 +345,14 @@ def test_nifti_comes_by_its_subject_with_a_mask_of_the_hospital(tmp_path: Path) 
     assert float(north.patients.image[0].max()) == 1.0, "bone within the hospital's mask is kept"
     middle = north.patients.image[1, 0, 13, 32, 32]
     assert float(middle) * 80 == pytest.approx(brain_of(0), abs=0.1)
-    slices_of = load_one(folder, image=SLICES, images=images)
-    assert brains(slices_of) == pytest.approx([brain_of(1), brain_of(0)], abs=0.1)
+    single = load_one(folder, image=SLICES, images=images)
+    assert brains(single) == pytest.approx([brain_of(1), brain_of(0)], abs=0.1)
+    (folder / "masks" / "P1.nii.gz").unlink()
+    without = load_one(folder, image=spec, images=images)
+    assert [one.region for one in without.images.chosen] == ["brain", "brain"], (
+        "what was made with the mask is not used"
+    )
+    assert without.images.kept == 1
 
 
 def test_the_volume_is_as_the_spec_says(four: Path) -> None:
