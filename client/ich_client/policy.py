@@ -14,9 +14,9 @@ from ich_client.budget import too_open
 from ich_client.guard import Guard
 from ich_client.hospital import Limits
 from ich_client.site import Site
+from ich_client.tables import Hospital
 from ich_client.tasks import RefusedError
 from ich_models import hash_chain
-from ich_models.batch import Patients
 from ich_models.errors import Code
 from ich_models.files import read_json, write_json
 from ich_models.folds import WITHOUT
@@ -72,28 +72,35 @@ def _last_word(path: Path, federation: str) -> hash_chain.Entry | None:
 def check_unchanged(folder: Path, site: Site) -> None:
     """Raise RefusedError(DATA) if the patients are not those that this study was first answered about since its approval.
 
-    Exact answers about the patients before and after one was added differ by that one. Whoever approves the study again
-    agrees to that: its patients then are what later answers must be about. `folder`: where the fingerprint is kept.
+    Exact answers about the patients before and after one was added differ by that one; and so they do where one slice was
+    labelled, or one image came. Whoever approves the study again agrees to that: its patients then are what later answers
+    must be about. `folder`: where the fingerprint is kept.
     """
     path, approval = folder / "patients.json", _last_word(folder / "approvals.jsonl", site.plan.hash)
     known: dict[str, Any] = read_json(path) if path.exists() else {}
-    now = {"patients": _fingerprint(site.hospital.patients), "approval": approval.hash if approval else ""}
+    now = {"patients": _fingerprint(site.hospital), "approval": approval.hash if approval else ""}
     then = known.get(site.plan.hash)
     if then is not None and then["approval"] == now["approval"] and then["patients"] != now["patients"]:
         raise RefusedError(
             Code.DATA,
-            "the table has changed since this study began here, and two answers would tell of the patients that came or went:"
-            " bring it back as it was, or agree to that by ich-client approve",
+            "the table, a text, an image or a label has changed since this study began here, and two answers would tell of"
+            " the patients whose it is: bring it back as it was, or agree to that by ich-client approve",
         )
     if then != now:
         write_json(path, {**known, site.plan.hash: now})
 
 
-def _fingerprint(patients: Patients) -> str:
-    """SHA-256 of identifiers, table, outcomes and subgroups; it stays here."""
+def _fingerprint(hospital: Hospital) -> str:
+    """SHA-256 of what answers tell of: identifiers, table, outcomes, subgroups, texts, labels of slices, and of an image what
+    it is made of (its key in the cache: its files and how they are read). It stays here."""
+    patients, images = hospital.patients, hospital.images
     content = hashlib.sha256("\n".join(patients.ids).encode())
-    for array in (patients.table, patients.labels, *(level for _, level in sorted(patients.groups.items()))):
-        content.update(np.ascontiguousarray(array).tobytes())
+    named = [array for each in (patients.groups, patients.present) for _, array in sorted(each.items())]
+    for array in (patients.table, patients.labels, patients.text, patients.slices, patients.targets, *named):
+        if array is not None:
+            content.update(np.ascontiguousarray(array).tobytes())
+    for one in images.chosen if images else ():
+        content.update(f"{one.patient} {one.prepared}\n".encode())
     return content.hexdigest()
 
 

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import small
 import small_private
 
 from ich_client import work
-from ich_client.budget import Budget
+from ich_client.budget import Budget, too_open
 from ich_client.hospital import Limits
 from ich_client.ledger import Ledger
 from ich_client.site import Site, ledger_in
@@ -59,6 +59,26 @@ def test_all_studies_together_are_counted_at_the_smallest_delta(tmp_path: Path) 
     for limit, fits in ((strict * 1.001, True), (strict * 0.999, False), (lax * 1.001, False)):
         limited = replace(now, limits=Limits(epsilon=limit))
         assert (limited.refusal() is None) is fits
+
+
+@pytest.mark.parametrize(
+    ("privacy", "metrics", "send_metrics", "why"),
+    [
+        ("required", None, True, "this study has none"),
+        ("required", None, False, "this study has none"),
+        ("required", "exact", True, "this study asks for exact figures (privacy.metrics)"),
+        ("required", "exact", False, None),  # it asks, and none leave
+        ("required", "noised", True, None),
+        ("required", "not_sent", True, None),
+        ("optional", None, True, None),
+        ("optional", "exact", True, None),
+    ],
+)
+def test_what_a_hospital_that_asks_for_privacy_lets_a_study_ask(
+    privacy: Literal["optional", "required"], metrics: str | None, send_metrics: bool, why: str | None
+) -> None:
+    study = small.federation() if metrics is None else small_private.federation({"metrics": metrics})
+    assert too_open(Limits(privacy=privacy, send_metrics=send_metrics), study.privacy) == why
 
 
 @pytest.mark.parametrize(
@@ -124,11 +144,61 @@ def test_no_model_costs_more_than_was_promised_of_each(tmp_path: Path) -> None:
     here.training(42, 2, ["without:east", "without:south"])  # the study has room
 
 
-@pytest.mark.slow
-def test_all_that_was_planned_of_each_model_fits(tmp_path: Path) -> None:
-    here = budget(tmp_path, small_private.federation({"per": "model", "metrics": "noised"}))
-    for number in (1, 2, 3):
-        here.training(42, number, ["all", "without:east", "without:south"])
-    here.figures(42, ["without:north"], 1)
-    with pytest.raises(RefusedError, match="has promised"):
+def test_every_question_is_charged_as_a_step_of_all_patients(tmp_path: Path) -> None:
+    """Noised figures are of everybody who is tested, so their rate is 1, whatever that of the training is."""
+    here = budget(tmp_path, small_private.federation({"metrics": "noised", "metrics_noise": 20.0}))
+    assert here.figures(42, ["without:north"], 1).reserved == Steps(20.0, 1.0, 1)
+    assert here.figures(42, ["without:north", "all"], 2).reserved == Steps(20.0, 1.0, 2)
+
+
+def test_figures_too_stay_within_the_hospitals_limit_with_all_before_them(tmp_path: Path) -> None:
+    noised, earlier = Steps(20.0, 1.0, 1), Steps(2.5, 0.25, 72)
+    alone, both = epsilon([earlier], 1e-3), epsilon([earlier, noised], 1e-3)
+    study = small_private.federation({"metrics": "noised", "metrics_noise": 20.0})
+    here = budget(tmp_path, study, epsilon=(alone + both) / 2)
+    with here.ledger.writing(NORTH) as writer:
+        writer.reserve("b" * 64, 42, "round 1", ["all"], earlier, 1e-3)
+    with pytest.raises(RefusedError, match="this hospital's limit is"):
         here.figures(42, ["without:north"], 1)
+    replace(here, limits=Limits(epsilon=1.001 * both)).figures(42, ["without:north"], 1)
+
+
+def test_a_round_beyond_the_plan_is_more_than_the_study_has_promised(tmp_path: Path) -> None:
+    here = budget(tmp_path)
+    folds = ["all", "without:east", "without:south"]
+    for number in (1, 2, 3):
+        here.training(42, number, folds)
+    with pytest.raises(RefusedError, match=r"round 3 would bring this study to epsilon 3\.\d+; it has promised") as no:
+        here.training(42, 3, ["all"])
+    assert no.value.code is Code.BUDGET
+
+
+@pytest.mark.slow
+def test_noise_of_ones_own_leaves_room_for_the_figures(tmp_path: Path) -> None:
+    study = small_private.federation({"own_noise": True, "metrics": "noised", "metrics_noise": 6.0})
+    found = budget(tmp_path, study, epsilon=1.0).terms()
+    assert 0.95 < found.total <= 1.0
+    assert found.total == pytest.approx(epsilon([Steps(found.sigma, 0.25, 72), Steps(6.0, 1.0, 1)], 1e-3))
+
+
+@pytest.mark.slow
+def test_figures_are_part_of_what_was_promised_of_each_model(tmp_path: Path) -> None:
+    """They come after the last round: a round too many would otherwise have spent what they cost."""
+    here = budget(tmp_path, small_private.federation({"per": "model", "metrics": "noised", "metrics_noise": 1.8}))
+    assert epsilon([Steps(here.programme.sigma, 0.25, 32)], 1e-3) < here.programme.model
+    for number in (1, 2, 3):
+        here.training(42, number, ["all"])
+    with pytest.raises(RefusedError, match="has promised 3 of each"):
+        here.training(42, 3, ["all"])
+
+
+@pytest.mark.slow
+def test_all_that_was_planned_of_each_model_fits_for_every_seed(tmp_path: Path) -> None:
+    settings = {"per": "model", "metrics": "noised"}
+    here = budget(tmp_path, small_private.federation(settings, training={"seeds": [42, 43]}))
+    for seed in (42, 43):
+        for number in (1, 2, 3):
+            here.training(seed, number, ["all", "without:east", "without:south"])
+        here.figures(seed, ["without:north"], 1)
+    with pytest.raises(RefusedError, match="has promised"):
+        here.figures(43, ["without:north"], 1)

@@ -58,9 +58,29 @@ def test_another_hospitals_kit_does_not_get_in(tmp_path: Path) -> None:
 
 def test_two_clients_do_not_take_part_from_one_folder(tmp_path: Path) -> None:
     made = homes.create(kit_of(tmp_path), tmp_path / "north")
-    with homes.locked(made):
-        with pytest.raises(RunError, match=rf"join \(process {os.getpid()}\) runs on this folder already") as caught:
-            homes.locked(made).__enter__()
-        assert "end that one first" in str(caught.value)
-    with homes.locked(made):
-        pass
+    for _ in range(2):  # the second time, too, it is told who is there now, and not who was
+        with homes.locked(made):
+            with pytest.raises(
+                RunError, match=rf"join \(process {os.getpid()}\) runs on this folder already"
+            ) as caught:
+                homes.locked(made).__enter__()
+            assert "end that one first" in str(caught.value)
+
+
+def test_a_mapping_of_another_hospital_is_refused(tmp_path: Path) -> None:
+    """Its patients would answer under this hospital's name."""
+    made = homes.create(kit_of(tmp_path), tmp_path / "north")
+    made.hospital.write_text((tmp_path / "study/hospitals/south.yaml").read_text())
+    with pytest.raises(ConfigurationError, match="hospital 'south', and the kit is for 'north'"):
+        homes.load_mapping(made)
+
+
+def test_each_folder_is_another_to_a_ledger_that_they_share(tmp_path: Path) -> None:
+    """Of two hospitals of one federation, and of one hospital in two; and a folder that was moved is still the same."""
+    north = homes.create(kit_of(tmp_path / "one"), tmp_path / "north")
+    south = homes.create(kit_of(tmp_path / "one", "south"), tmp_path / "south")
+    elsewhere = homes.create(kit_of(tmp_path / "two"), tmp_path / "elsewhere")
+    before = north.identity
+    assert len({before, south.identity, elsewhere.identity}) == 3
+    moved = north.folder.rename(tmp_path / "moved")
+    assert homes.open_home(moved).identity == before

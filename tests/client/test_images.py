@@ -6,14 +6,20 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import yaml
 from image_hospital import SLICES, VOLUME, Z, brain_of, brains, head, load_all, load_one, make, mr, scan_of, views_of
 from phantom import as_mr, write
+from pydantic import TypeAdapter
 
+from ich_client import study_images
+from ich_client.cache import Cache
 from ich_client.dicom.reasons import HINTS, Reason
 from ich_client.dicom.scan import scan
-from ich_client.images import Ask
+from ich_client.images import Ask, Chosen, slices_of
 from ich_client.labels import TYPES
 from ich_models.errors import ConfigurationError, DataError
+from ich_models.files import write_arrays
+from ich_models.image_spec import ImageSpec
 from ich_models.networks import slices
 
 ORDER = (2, 0, 3, 1)
@@ -35,7 +41,8 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ["patient", "{study: UID}", "{accession: ACC}", "{key_map: keys.csv, image: PSEUDONYM, patient: MRN}"],
 )
 def test_an_image_comes_to_its_patient_by_every_link(link: str, four: Path) -> None:
-    (four / "keys.csv").write_text("MRN,PSEUDONYM\n" + "".join(f"P{n},P{n}\n" for n in (3, 2, 1, 0)))
+    keys = [*(f"P{n},P{n}" for n in (3, 2, 1, 0)), "P2,", "P3,", ",P8"]  # half a row belongs to nobody
+    (four / "keys.csv").write_text("\n".join(["MRN,PSEUDONYM", *keys]) + "\n")
     north = load_one(four, images=f"{{folder: pacs, link: {link}}}")
     assert north.patients.ids == tuple(f"P{n}" for n in ORDER)
     assert brains(north) == pytest.approx([brain_of(n) for n in ORDER], abs=0.1)
@@ -338,8 +345,14 @@ def test_nifti_comes_by_its_subject_with_a_mask_of_the_hospital(tmp_path: Path) 
     assert float(north.patients.image[0].max()) == 1.0, "bone within the hospital's mask is kept"
     middle = north.patients.image[1, 0, 13, 32, 32]
     assert float(middle) * 80 == pytest.approx(brain_of(0), abs=0.1)
-    slices_of = load_one(folder, image=SLICES, images=images)
-    assert brains(slices_of) == pytest.approx([brain_of(1), brain_of(0)], abs=0.1)
+    single = load_one(folder, image=SLICES, images=images)
+    assert brains(single) == pytest.approx([brain_of(1), brain_of(0)], abs=0.1)
+    (folder / "masks" / "P1.nii.gz").unlink()
+    without = load_one(folder, image=spec, images=images)
+    assert [one.region for one in without.images.chosen] == ["brain", "brain"], (
+        "what was made with the mask is not used"
+    )
+    assert without.images.kept == 1
 
 
 def test_the_volume_is_as_the_spec_says(four: Path) -> None:
@@ -391,3 +404,40 @@ def test_a_real_mr_study_in_nifti_by_its_names(shared_data: Path, tmp_path: Path
         assert (inside.mean(), inside.std()) == (pytest.approx(0, abs=0.05), pytest.approx(1, abs=0.05))
     bright = image[0] > 3
     assert image[1][bright].mean() < 0
+
+
+# --- what a language model is shown -----------------------------------------------------------------------------------
+
+
+def shown(folder: Path, spec: str, mask: np.ndarray, **arrays: np.ndarray) -> list[np.ndarray]:
+    """The pictures of a patient whose acquired image, by sequence, is this; in order (z, y, x) towards head, front, right."""
+    facts = {"region": "brain", "shape": list(mask.shape)}
+    with Cache(folder, 1e9) as cache:
+        content = {**arrays, "mask": np.packbits(mask)}
+        cache.put("ab", lambda entry: write_arrays(entry / study_images.ACQUIRED, content, facts))
+    one = Chosen("P1", "", "", 1, (), (), (), (), "brain", "", 1.0, "ab")
+    found = slices_of(one, TypeAdapter(ImageSpec).validate_python(yaml.safe_load(spec)), str(folder))
+    assert not isinstance(found, str)
+    return found
+
+
+def test_a_slice_is_shown_as_a_radiologist_sees_it(tmp_path: Path) -> None:
+    """The front at the top, the patient's right on the left; the brain's box alone, black around the brain."""
+    mask = np.zeros((3, 6, 7), bool)
+    mask[1, 1:4, 2:6] = True
+    mask[1, 1, 2] = False
+    values = np.where(mask, 0, 1000).astype(np.int16)
+    values[1, 3, 5], values[1, 3, 2], values[1, 1, 5] = 80, 40, 20  # front right, front left, back right
+    (picture,) = shown(tmp_path, VOLUME, mask, values=values)
+    assert picture.tolist() == [[255, 0, 0, 128], [0, 0, 0, 0], [64, 0, 0, 0]]
+
+
+def test_an_mr_is_shown_between_the_extremes_of_the_brain(tmp_path: Path) -> None:
+    """And not of what lies around it: fat is brighter than anything within."""
+    mask = np.zeros((1, 4, 101), bool)
+    mask[0, 1:3] = True
+    values = np.where(mask, np.arange(101), 9e5).astype(np.float32)
+    spec = "{kind: mr, size: [14, 24, 24], spacing: [10, 8, 8], sequences: [FLAIR, T2]}"
+    (picture,) = shown(tmp_path, spec, mask, FLAIR=values, T2=np.zeros_like(values))
+    expected = np.rint(((np.arange(101) - 1) / 98).clip(0, 1) * 255)[::-1]  # 1 and 99 are the percentiles
+    np.testing.assert_array_equal(picture, np.stack([expected, expected]))

@@ -50,6 +50,21 @@ def test_reserved_counts_until_it_is_settled(tmp_path: Path) -> None:
             book.settle(first, steps)
 
 
+@pytest.mark.parametrize(("settled", "each"), [(None, 8), (24, 8), (8, 8), (0, 0)])
+def test_each_of_several_models_had_its_own_steps_or_all_that_were_made_once(
+    tmp_path: Path, settled: int | None, each: int
+) -> None:
+    """Of three models in a round of 8 steps: where all began alike one was trained, and each of them is that one."""
+    book = ledger(tmp_path)
+    with book.writing(NORTH) as writer:
+        charge = writer.reserve(STUDY, 42, "round 1", ["all", "a", "b"], Steps(2.0, 0.25, 24), 1e-3)
+    if settled is not None:
+        book.settle(charge, settled)
+    (found,) = book.read().charges
+    assert found.of_each_model == Steps(2.0, 0.25, each)
+    assert found.folds == ("all", "a", "b")
+
+
 def test_groups_that_share_a_patient_are_charged_together(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     reserve(book, 10, NORTH)

@@ -95,6 +95,52 @@ def test_two_scanner_geometries_that_disagree_are_refused(tmp_path: Path) -> Non
     assert refusal(tmp_path / "x.nii") == Reason.NIFTI
 
 
+def test_of_the_scanners_geometry_and_a_later_one_the_later_holds(tmp_path: Path) -> None:
+    """A sform of another code was found afterwards, by somebody who moved the head: it need not be the qform."""
+    image = nibabel.Nifti1Image(head(), AFFINE)
+    other = AFFINE.copy()
+    other[0, 3] += 5
+    image.set_qform(other, 1)
+    image.set_sform(AFFINE, 2)
+    nibabel.save(image, tmp_path / "x.nii")
+    again = nifti.read(save(tmp_path / "y.nii", head(), AFFINE), "HU")
+    np.testing.assert_array_equal(nifti.read(tmp_path / "x.nii", "HU").affine, again.affine)
+
+
+@pytest.mark.parametrize(("scale", "fits"), [(1e-3, False), (1.0, True), (50.0, False)])
+def test_metres_and_such_are_no_millimetres(scale: float, fits: bool, tmp_path: Path) -> None:
+    affine = np.diag([scale, scale, scale, 1.0]) @ AFFINE
+    path = save(tmp_path / "x.nii", head(), affine, codes=(0, 1))
+    if fits:
+        assert nifti.read(path, "HU").spacing == pytest.approx([5, 3, 3])
+    else:
+        assert refusal(path) == Reason.NIFTI
+
+
+def test_a_header_that_asks_for_too_much_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    header = nibabel.Nifti1Header()
+    header.set_data_shape((1024, 1024, 513))
+    header.set_data_dtype(np.int16)
+    header.set_sform(AFFINE, 1)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3), np.int16), AFFINE, header), tmp_path / "small.nii")
+    content = bytearray((tmp_path / "small.nii").read_bytes())
+    content[40:48] = np.array([3, 1024, 1024, 513], "<i2").tobytes()  # dim, at its place in the header
+    (tmp_path / "x.nii").write_bytes(content)
+    assert refusal(tmp_path / "x.nii") == Reason.TOO_LARGE
+
+
+def test_values_between_two_units_go_to_the_nearer(tmp_path: Path) -> None:
+    volume = nifti.read(save(tmp_path / "x.nii", head().astype(np.float32) - np.float32(0.7)), "HU")
+    np.testing.assert_array_equal(volume.values, head()[::-1].transpose(2, 1, 0) - 1)
+
+
+def test_a_mask_of_probabilities_begins_at_a_half(tmp_path: Path) -> None:
+    values = np.zeros((3, 3, 3), np.float32)
+    values[0, 0] = 0.4, 0.5, 0.6
+    volume = nifti.read(save(tmp_path / "x.nii", values, np.eye(4)), "intensity", mask=True)
+    assert volume.values[:, 0, 0].tolist() == [0, 0, 1]
+
+
 @pytest.mark.parametrize("name", ["x.nii", "x.nii.gz"])
 def test_a_file_cut_short_is_refused(name: str, tmp_path: Path) -> None:
     path = save(tmp_path / name, head())
@@ -123,6 +169,7 @@ def test_bids_names(tmp_path: Path) -> None:
         "sub-02/sub-02_dwi.nii",
         "sub-02/sub-02_dwi.json",
         "sub-03/odd name.nii",
+        "sub-04/sub-04_odd_dwi.nii",
         "ct.nii.gz",
     ]
     for name in names:

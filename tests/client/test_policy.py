@@ -1,15 +1,19 @@
 """What the hospital alone decides, and the record of what left: through the real ClientApp, before anything leaves."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import image_hospital
 import numpy as np
 import pytest
 import small
+import small_slices
 from flwr.app import Message, RecordDict
+from phantom import write
 from processes import write_study
 
 from ich_client import audit, policy, work
@@ -17,17 +21,22 @@ from ich_client.app import app as node_app
 from ich_client.app import build_app
 from ich_client.hospital import Limits
 from ich_client.site import Site
+from ich_client.tasks import RefusedError
 from ich_deploy.grid import InProcessGrid
+from ich_models.batch import Patients
 from ich_models.errors import Code, DataError
 from ich_models.federation import load_federation
 from ich_models.protocol import (
     EVALUATE,
+    RECALIBRATE,
     STATISTICS,
     THRESHOLD,
     TRAIN,
     EvaluateTask,
     Question,
+    RecalibrationTask,
     Rows,
+    StatisticsReply,
     StatisticsTask,
     Task,
     ThresholdTask,
@@ -85,6 +94,7 @@ def test_without_an_approval_everything_is_refused(site: Site, tmp_path: Path) -
         (STATISTICS, statistics, None),
         (TRAIN, train(site), rows(site)),
         (EVALUATE, evaluate(site), rows(site)),
+        (TRAIN, train(site, 9), None),  # not even what the study never asks is looked into
     ):
         assert is_refusal(ask(site, tmp_path, kind, task, given)) is Code.APPROVAL
     approve(site, tmp_path)
@@ -100,8 +110,15 @@ def test_an_approval_is_of_one_study_and_one_version(
     approve(site, tmp_path)
     assert policy.approved(approvals, site.plan.hash)
     assert not policy.approved(approvals, "0" * 64)
-    monkeypatch.setattr(policy, "PACKAGE", "99.0")
-    assert not policy.approved(approvals, site.plan.hash)
+    for what, other in (("PACKAGE", "99.0"), ("PROTOCOL", 99)):
+        with monkeypatch.context() as patch:
+            patch.setattr(policy, what, other)
+            assert not policy.approved(approvals, site.plan.hash)
+
+
+def test_a_hospital_may_leave_approving_to_the_kit(site: Site, tmp_path: Path) -> None:
+    limited(site, approval="all")
+    assert is_refusal(ask(site, tmp_path, TRAIN, train(site), rows(site))) is None
 
 
 def test_a_changed_log_of_approvals_permits_nothing(site: Site, tmp_path: Path) -> None:
@@ -171,12 +188,16 @@ def test_the_same_is_answered_so_often_and_no_more_also_after_a_restart(site: Si
         assert is_refusal(ask(site, tmp_path, STATISTICS, statistics)) is None, "the answer is always the same"
 
 
-def test_thresholds_are_counted_too(site: Site, tmp_path: Path) -> None:
-    approve(site, tmp_path)
-    limited(site, answers=1)
-    task = ThresholdTask(federation=site.plan.hash, seed=42, folds=["all"])
-    assert is_refusal(ask(site, tmp_path, THRESHOLD, task, rows(site))) is None
-    assert is_refusal(ask(site, tmp_path, THRESHOLD, task, rows(site))) is Code.POLICY
+def test_thresholds_and_recalibrations_are_counted_too_each_by_itself(tmp_path: Path) -> None:
+    settings = small.federation(evaluation={"recalibrate": "slope"}, training={"seeds": [42, 43]})
+    sites = [Site(Plan(settings, seed), small.hospital("north", 80), tmp_path) for seed in (42, 43)]
+    for expected in (None, Code.POLICY):
+        for site in sites:
+            approve(site, tmp_path)
+            limited(site, answers=1)
+            for kind, task in ((THRESHOLD, ThresholdTask), (RECALIBRATE, RecalibrationTask)):
+                asked = task(federation=site.plan.hash, seed=site.plan.seed, folds=["all"])
+                assert is_refusal(ask(site, tmp_path, kind, asked, rows(site))) is expected
 
 
 def test_a_study_cannot_have_more_models_than_hospitals(site: Site, tmp_path: Path) -> None:
@@ -211,11 +232,28 @@ def test_under_flowers_own_programs_hospital_yaml_holds_too(tmp_path: Path, line
     study = write_study(tmp_path / "study", hospitals=("north",))
     hospital = study.parent / "hospitals/north.yaml"
     hospital.write_text(hospital.read_text().replace("small_cells: 5", line))
+    assert ask_node(study, tmp_path) is code
+
+
+def test_under_flowers_own_programs_a_node_is_one_hospital_and_a_seed_the_studys(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", hospitals=("north",))
+    assert ask_node(study, tmp_path) is None
+    assert ask_node(study, tmp_path, seed=8) is Code.FEDERATION
+    table, hospital = study.parent / "data/north.csv", study.parent / "hospitals/north.yaml"
+    header, *lines = table.read_text().splitlines()
+    table.write_text("\n".join([f"{header},ward", *(f"{line},{'ab'[n % 2]}" for n, line in enumerate(lines))]))
+    hospital.write_text(hospital.read_text().replace("table:\n", "table:\n  split_by: ward\n"))
+    assert ask_node(study, tmp_path / "two") is Code.DATA
+
+
+def ask_node(study: Path, tmp_path: Path, seed: int = 7) -> Code | None:
+    """What a node of north's says to the question for statistics."""
+    hospital = study.parent / "hospitals/north.yaml"
     node = {"federation": study, "hospital": hospital, "data": study.parent / "data", "state": tmp_path / "state"}
     network = InProcessGrid(node_app, {1: {name: str(value) for name, value in node.items()}})
-    task = StatisticsTask(federation=load_federation(study).value.hash, seed=7, parts=[0])
+    task = StatisticsTask(federation=load_federation(study).value.hash, seed=seed, parts=[0])
     (reply,) = network.send_and_receive([Message(to_record(task), 1, STATISTICS)])
-    assert is_refusal(reply.content) is code
+    return is_refusal(reply.content)
 
 
 # --- the record -------------------------------------------------------------------------------------------------------
@@ -233,6 +271,17 @@ def test_everything_that_leaves_is_on_record_as_it_left(site: Site, tmp_path: Pa
     assert (block["dtype"], block["shape"], block["bytes"]) == ("float32", [1, 4], 16)
     assert block["norm"] == pytest.approx(float(np.linalg.norm(blocks["weights"])))
     assert audit.size(entry.content) == 16
+
+
+def test_what_was_withheld_is_not_on_record_as_sent(site: Site, tmp_path: Path) -> None:
+    """40 of the 80 patients at the most have the rarer outcome, so with k = 41 no number of events leaves."""
+    site.hospital = replace(site.hospital, limits=Limits(small_cells=41))
+    approve(site, tmp_path)
+    reply = ask(site, tmp_path, STATISTICS, StatisticsTask(federation=site.plan.hash, seed=42, parts=[0]))
+    said, _ = from_record(reply, StatisticsReply)
+    (entry,) = audit.entries(tmp_path / "log.jsonl")
+    assert said.events is None
+    assert entry.content["message"] == json.loads(said.model_dump_json())
 
 
 def test_a_refusal_is_on_record_too(site: Site, tmp_path: Path) -> None:
@@ -303,3 +352,66 @@ def test_a_table_that_changed_is_not_answered_about_until_somebody_agrees(site: 
     approve(site, folder)
     assert is_refusal(ask(later, folder, EVALUATE, evaluate(site), rows(site))) is None
     assert is_refusal(ask(site, folder, EVALUATE, evaluate(site), rows(site))) is Code.DATA
+
+
+def another(array: np.ndarray, place: int = 0) -> np.ndarray:
+    """The same array with another value at one place."""
+    changed = array.copy()
+    changed.flat[place] = 1 - changed.flat[place]
+    return changed
+
+
+OTHERS: dict[str, Callable[[Patients], Patients]] = {
+    "an identifier": lambda one: replace(one, ids=("new", *one.ids[1:])),
+    "a value": lambda one: replace(one, table=another(one.table)),
+    "an outcome": lambda one: replace(one, labels=another(one.labels)),
+    "a subgroup": lambda one: replace(one, groups={"sex": another(one.groups["sex"])}),
+    "a text": lambda one: replace(one, text=another(one.text)),
+    "a slice": lambda one: replace(one, slices=another(one.slices)),
+    "a slice's label": lambda one: replace(one, targets=another(one.targets)),
+    "who has an image": lambda one: replace(one, present={"image": another(one.present["image"])}),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_whatever_changed_of_a_patient_is_not_answered_about(what: str, tmp_path: Path) -> None:
+    """A study of slices is about their labels: one more is told by two answers as one more patient is."""
+    plan = Plan(small.federation(), 42)
+    member = small_slices.hospital("north")
+    zeros = np.zeros((24, 3), np.int64)
+    patients = replace(
+        member.patients, text=zeros, groups={"sex": zeros[:, 0]}, targets=np.zeros((24, 4, 5), np.float32)
+    )
+    began = Site(plan, replace(member, patients=patients), tmp_path)
+    changed = Site(plan, replace(member, patients=OTHERS[what](patients)), tmp_path)
+    policy.check_unchanged(tmp_path, began)
+    policy.check_unchanged(tmp_path, began)
+    with pytest.raises(RefusedError, match="has changed since this study began here") as no:
+        policy.check_unchanged(tmp_path, changed)
+    assert no.value.code is Code.DATA
+
+
+def test_another_image_of_a_patient_is_not_answered_about(tmp_path: Path) -> None:
+    """Of the same patients, in the same table: one scan has one image more."""
+    folder = image_hospital.make(tmp_path / "data", 1, order=(0, 1))
+    plan = Plan(load_federation(image_hospital.files(folder, image=image_hospital.SLICES)[0]).value, 42)
+
+    def now() -> Site:
+        return Site(plan, image_hospital.load_one(folder, image=image_hospital.SLICES), tmp_path)
+
+    policy.check_unchanged(tmp_path, now())
+    policy.check_unchanged(tmp_path, now())
+    write(folder / "pacs" / "f0-0", image_hospital.scan_of(0, z=[130.0], SOPInstanceUID="1.2.9.0.1.7.27"))
+    with pytest.raises(RefusedError, match="has changed since this study began here"):
+        policy.check_unchanged(tmp_path, now())
+
+
+def test_a_change_is_seen_by_each_of_several_studies(site: Site, tmp_path: Path) -> None:
+    """Answers to one study make nobody forget what the patients were when the other began."""
+    other = Site(Plan(small.federation(name="other"), 42), site.hospital, tmp_path)
+    for one in (site, other, site):
+        policy.check_unchanged(tmp_path, one)
+    later = with_one_more(site, tmp_path)
+    for one in (later, Site(other.plan, later.hospital, tmp_path)):
+        with pytest.raises(RefusedError, match="has changed since this study began here"):
+            policy.check_unchanged(tmp_path, one)

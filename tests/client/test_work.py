@@ -21,11 +21,15 @@ from ich_models.errors import Code
 from ich_models.federation import Evaluation
 from ich_models.protocol import (
     EVALUATE,
+    MODEL,
+    RECALIBRATE,
     STATISTICS,
     THRESHOLD,
     TRAIN,
     EvaluateTask,
+    ModelTask,
     Question,
+    RecalibrationTask,
     Rows,
     StatisticsTask,
     Task,
@@ -115,9 +119,18 @@ def evaluate(site: Site, thresholds: list[list[float]], arms: tuple[str, ...] = 
     return EvaluateTask(**header(site), folds=[f for arm in arms for f in folds[arm]], questions=asked)
 
 
+def threshold(site: Site) -> ThresholdTask:
+    return ThresholdTask(**header(site), folds=["all"])
+
+
+def model(site: Site, **changes: Any) -> ModelTask:
+    return ModelTask(**{**header(site), "threshold": 0.5, **changes})
+
+
 NEVER_ASKED: dict[str, Callable[[Site], tuple[str, Task, Rows]]] = {
     "a round after the last": lambda site: (TRAIN, train(site, round=4), rows(site)),
     "the local layers before the last round": lambda site: (TRAIN, train(site, final=True), rows(site)),
+    "a last round that is not called so": lambda site: (TRAIN, train(site, round=3), rows(site)),
     "no blocks": lambda site: (TRAIN, train(site), {}),
     "rows of two folds": lambda site: (TRAIN, train(site), rows(site, 2)),
     "a block too many": lambda site: (TRAIN, train(site), {**rows(site), "local": np.zeros((1, 4), np.float32)}),
@@ -137,6 +150,27 @@ NEVER_ASKED: dict[str, Callable[[Site], tuple[str, Task, Rows]]] = {
         EvaluateTask(**header(site), folds=["without:north"], questions=[]),
         rows(site),
     ),
+    "folds that no question names": lambda site: (
+        EVALUATE,
+        EvaluateTask(
+            **header(site),
+            folds=["part:1"],
+            questions=[Question(arm="loho", folds=["without:north"], thresholds=[0.5])],
+        ),
+        rows(site),
+    ),
+    "blocks with a question for statistics": lambda s: (
+        STATISTICS,
+        StatisticsTask(**header(s), parts=[0, 1, 2]),
+        rows(s),
+    ),
+    "one infinite weight": lambda s: (TRAIN, train(s), {**rows(s), "weights": np.array([[0, 0, np.nan, 0]], "f4")}),
+    "a threshold of a model without weights": lambda site: (THRESHOLD, threshold(site), {}),
+    "figures of a model without weights": lambda site: (EVALUATE, evaluate(site, [[0.5]], ("loho",)), {}),
+    "a model without weights": lambda site: (MODEL, model(site), {}),
+    "a model without a threshold": lambda site: (MODEL, model(site, threshold=None), rows(site)),
+    "a model with thresholds of types": lambda s: (MODEL, model(s, thresholds={"epidural": 0.5}), rows(s)),
+    "a recalibration": lambda site: (RECALIBRATE, RecalibrationTask(**header(site), folds=["all"]), rows(site)),
     "one question twice": lambda site: (
         EVALUATE,
         EvaluateTask(
@@ -154,6 +188,45 @@ def test_what_the_study_never_asks_is_refused(site: Site, case: str) -> None:
     """A server that has been taken over cannot probe for more than the hospital has agreed to."""
     kind, task, given = NEVER_ASKED[case](site)
     assert is_refusal(ask(site, kind, task, given)) is Code.MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        (TRAIN, lambda site: train(site, folds=["without:south"])),
+        (THRESHOLD, lambda site: ThresholdTask(**header(site), folds=["without:south"])),
+    ],
+    ids=["train", "threshold"],
+)
+def test_a_study_of_one_model_has_no_other(kind: str, task: Callable[[Site], Task], tmp_path: Path) -> None:
+    """Each fold that is not the study's would be one more model, and one more answer about the same patients."""
+    plain = small.federation(evaluation={"leave_one_hospital_out": False, "folds": 2})
+    here = Site(Plan(plain, 42), small.hospital("north", 80), tmp_path)
+    assert is_refusal(ask(here, kind, task(here), rows(here))) is Code.MALFORMED
+
+
+def test_a_recalibration_is_of_models_that_learn_here_and_whole(tmp_path: Path) -> None:
+    here = Site(Plan(small.federation(evaluation={"recalibrate": "slope"}), 42), small.hospital("north", 80), tmp_path)
+    cases: list[tuple[str, Rows, Code | None]] = [
+        ("without:south", rows(here), None),
+        ("without:north", rows(here), Code.HELD_OUT),
+        ("all", {**rows(here), "weights": np.full((1, 4), np.inf, np.float32)}, Code.MALFORMED),
+    ]
+    for fold, given, code in cases:
+        task = RecalibrationTask(**header(here), folds=[fold])
+        assert is_refusal(ask(here, RECALIBRATE, task, given)) is code
+
+
+def test_a_model_of_all_hospitals_is_kept(site: Site) -> None:
+    """The counterpart of the models above that are refused."""
+    assert is_refusal(ask(site, MODEL, model(site), rows(site))) is None
+
+
+def test_where_the_best_round_is_chosen_losses_are_asked_for_though_the_threshold_is_fixed(tmp_path: Path) -> None:
+    settings = small.federation(evaluation={"threshold": 0.3, "choose_round": "best", "validation": 0.25})
+    here = Site(Plan(settings, 42), small.hospital("north", 80), tmp_path)
+    said, _ = from_record(ask(here, THRESHOLD, threshold(here), rows(here)), ThresholdReply)
+    assert said.validation_losses[0] is not None
 
 
 def test_a_grid_of_thresholds_in_one_task_is_refused(site: Site) -> None:

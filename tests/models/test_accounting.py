@@ -1,11 +1,23 @@
 """Epsilon against two independent accountants, and the plan of a whole programme counted by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import small_private
 from scipy.stats import norm
 
-from ich_models.accounting import Steps, affordable, epsilon, expected, merged, noise_for, programme
+from ich_models.accounting import (
+    Steps,
+    affordable,
+    epsilon,
+    expected,
+    merged,
+    models_of,
+    noise_for,
+    programme,
+    questions_of,
+)
 
 N300 = 300**-1.1
 """The delta of privacy.md for 300 patients."""
@@ -125,7 +137,7 @@ def test_noise_is_enough_and_not_much_more_than_enough() -> None:
 
 def test_programme_counts_rounds_models_seeds_and_figures() -> None:
     study = small_private.federation(
-        {"hospitals": 4, "rate": 0.2, "metrics": "noised", "metrics_noise": 20.0},
+        {"hospitals": 4, "rate": 0.2, "metrics": "noised", "metrics_noise": 6.0},
         training={"seeds": [1, 2]},
         evaluation={"folds": 3},
         stage={"rounds": 5, "epochs": 2},
@@ -133,10 +145,25 @@ def test_programme_counts_rounds_models_seeds_and_figures() -> None:
     plan = programme(study)
     # an epoch is five steps; a hospital trains the model of all, those without each of three others, and three parts
     assert (plan.rounds, plan.models, plan.seeds) == ((10,) * 5, 7, 2)
-    assert plan.figures == (Steps(20.0, 1.0, 4),)  # held out, and the parts together, for each seed
+    assert plan.figures == (Steps(6.0, 1.0, 4),)  # held out, and the parts together, for each seed
     assert plan.steps == 50 * 7 * 2
     assert plan.study <= 3.0
-    assert plan.study == pytest.approx(by_losses([(plan.sigma, 0.2, 700), (20.0, 1.0, 4)], 1e-3), rel=0.01)
+    assert plan.study == pytest.approx(by_losses([(plan.sigma, 0.2, 700), (6.0, 1.0, 4)], 1e-3), rel=0.01)
+    assert plan.model == pytest.approx(by_losses([(plan.sigma, 0.2, 50), (6.0, 1.0, 2)], 1e-3), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "models", "questions"),
+    [
+        ({"leave_one_hospital_out": False, "test": 0.3}, 1, 1),
+        ({"leave_one_hospital_out": False, "folds": 5}, 6, 1),
+        ({"leave_one_hospital_out": True}, 3, 1),  # of three hospitals, each trains without either of the others
+        ({"leave_one_hospital_out": True, "folds": 2}, 5, 2),
+    ],
+)
+def test_what_a_hospital_trains_and_answers(evaluation: dict[str, Any], models: int, questions: int) -> None:
+    study = small_private.federation(evaluation=evaluation)
+    assert (models_of(study), questions_of(study)) == (models, questions)
 
 
 @pytest.mark.slow

@@ -97,6 +97,20 @@ def test_only_the_stages_of_the_study_count() -> None:
     assert complaints(fusion) == []
 
 
+def test_of_several_stages_each_counts() -> None:
+    plain = study()
+    (stage,) = plain.training.stages
+    second = stage.model_copy(update={"clip": 1.0})
+    training = plain.training.model_copy(update={"stages": [stage, second]})
+    ((where, _, _),) = complaints(plain.model_copy(update={"training": training}))
+    assert where == "training.stages.1.clip"
+    slices = small_slices.federation(small_slices.HOHOHO)
+    (stage,) = slices.training.stages
+    training = slices.training.model_copy(update={"stages": [stage, stage.model_copy(update={"name": "pretrain"})]})
+    ((where, message, _),) = complaints(slices.model_copy(update={"training": training}))
+    assert (where, "'contrast'" in message) == ("network.losses", True)
+
+
 def test_batch_normalisation_wherever_it_stands() -> None:
     found = complaints(study({"name": "ichpro", "losses": NO_LOSSES}))
     assert [where for where, _, _ in found] == ["network.image.normalisation", "network.tail.normalisation"]

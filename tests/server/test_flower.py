@@ -261,6 +261,15 @@ def test_a_server_that_the_ca_does_not_vouch_for_is_not_spoken_to(place: Place, 
         join(place, place.keys["north"], authorities=other.decode())
 
 
+def test_a_server_with_the_certificate_of_another_machine_is_not_spoken_to(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CA vouches for one address, not for whoever has the certificate of another. 0.0.0.0 leads to this machine, too."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    with pytest.raises(RunError, match="does not show a certificate of the federation's CA"):
+        client.check_server(place.server(address=place.address.replace("127.0.0.1", "0.0.0.0")), threading.Event())
+
+
 def test_plain_http_is_not_answered(place: Place) -> None:
     with pytest.raises(httpx.TransportError):
         httpx.get(f"http://{place.address}/health", timeout=5)

@@ -256,9 +256,10 @@ def test_a_study_that_was_changed_by_hand_is_not_the_signed_one(made: home.Home,
 
 def test_a_key_that_others_can_read_is_not_used(made: home.Home, tmp_path: Path) -> None:
     here = hospital.create(home.make_kit(made, "north", "b" * 64), tmp_path / "north")
-    here.key.chmod(0o644)
-    with pytest.raises(ConfigurationError, match="others can read the private key"):
-        hospital.load_key(here)
+    for mode in (0o640, 0o604, 0o620):
+        here.key.chmod(mode)
+        with pytest.raises(ConfigurationError, match="others can read the private key"):
+            hospital.load_key(here)
     here.key.unlink()
     with pytest.raises(ConfigurationError, match="the private key is gone"):
         hospital.load_key(here)

@@ -7,6 +7,10 @@ from typing import Final
 _START, _SCAN, _TABLES, _RESTART = 0xD8, 0xDA, 0xC4, 0xDD
 _FRAMES: Final = {0xC0: 8, 0xC1: 12, 0xC3: 16}
 """Marker of a frame (baseline, extended, lossless) -> most bits (ITU-T T.81 table B.2)."""
+_LS: Final = 0xF7
+"""Marker of a JPEG-LS frame, whose sizes stand where those of the others do (ITU-T T.87 section C.2.2)."""
+_CODESTREAM: Final = b"\xff\x4f\xff\x51"
+"""How JPEG 2000 begins: the sizes are the first thing that it says (ITU-T T.800 section A.5.1)."""
 _NO_LENGTH: Final = {_START, 0x01, *range(0xD0, 0xD8)}
 
 
@@ -17,6 +21,32 @@ def fault(frame: bytes, rows: int, columns: int, allocated: int) -> str:
         return _fault(frame, rows, columns, allocated)
     except (IndexError, struct.error):
         return "its JPEG header ends early"
+
+
+def other_size(frame: bytes, rows: int, columns: int) -> str:
+    """What is wrong with the sizes of a frame of grey JPEG-LS or JPEG 2000, or nothing.
+
+    Its decoder checks all else; but rows and columns of another image of as many pixels would be a picture put together
+    wrongly, which nobody notices.
+    """
+    try:
+        high, wide, components = _size(frame)
+    except (IndexError, ValueError, struct.error):
+        return "its JPEG header ends early"
+    same = (high, wide, components) == (rows, columns, 1)
+    return "" if same else f"its JPEG holds {high} x {wide} pixels of {components} components"
+
+
+def _size(frame: bytes) -> tuple[int, int, int]:
+    """Rows, columns and components, as JPEG-LS or JPEG 2000 says them. Raises IndexError, ValueError or struct.error."""
+    if frame.startswith(bytes((0xFF, _START))):
+        content = next(content for marker, content in _segments(frame) if marker == _LS)
+        _, high, wide, components = struct.unpack(">BHHB", content[:6])
+        return high, wide, components
+    at = frame.index(_CODESTREAM)  # some writers put a whole JP2 file there
+    right, below, left, above = struct.unpack_from(">IIII", frame, at + 8)
+    (components,) = struct.unpack_from(">H", frame, at + 40)
+    return below - above, right - left, components
 
 
 def _fault(frame: bytes, rows: int, columns: int, allocated: int) -> str:

@@ -164,7 +164,10 @@ def _array(header: Header) -> NDArray[Any]:
             # Decoders make up what is missing at the end.
             if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
                 raise Refusal(Reason.PIXELS, "its compressed pixels end early", place)
-            wrong = header.syntax in _TRUSTING and jpeg.fault(frame, header.rows, header.columns, header.bits[0])
+            if header.syntax in _TRUSTING:
+                wrong = jpeg.fault(frame, header.rows, header.columns, header.bits[0])
+            else:
+                wrong = jpeg.other_size(frame, header.rows, header.columns)
             if wrong:
                 raise Refusal(Reason.PIXELS, wrong, place)
     # Padding may stand outside of the stored bits, so these are set right after it was found.

@@ -36,6 +36,7 @@ def chosen(tmp_path: Path, *images: list[Dataset], pattern: str | None = None) -
 
 GOOD = 1
 OTHERS = {
+    "axial": {"tilt": 40},
     "no contrast agent": {"ContrastBolusAgent": "Iopamidol"},
     "not sharp": {"ConvolutionKernel": "H60s"},
     "soft kernel": {"ConvolutionKernel": "unheard of"},
@@ -51,6 +52,29 @@ def test_one_unmet_criterion_decides(criterion: str, tmp_path: Path) -> None:
     assert choice.reason == f"{criterion}, unlike the next of 2 usable series"
     assert choice.unmet == ()
     assert [one.first.series_number for one in choice.passed_over] == [7]
+
+
+@pytest.mark.parametrize(
+    ("steps", "step", "tilt", "unmet"),
+    [
+        (20, 5.0, 0, ()),
+        (20, 4.99, 0, ("covers the head",)),  # 99.8 mm
+        (42, 2.46, 0, ()),
+        (42, 2.44, 0, ("2.5 to 5 mm apart",)),
+        (20, 5.04, 0, ()),
+        (20, 5.06, 0, ("2.5 to 5 mm apart",)),
+        (28, 5.0, 36, ()),  # the cosine is 0.81, as of a gantry that is tilted very far
+        (28, 5.0, -38, ("axial",)),  # 0.79
+    ],
+)
+def test_criteria_on_both_sides_of_their_bounds(
+    steps: int, step: float, tilt: float, unmet: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert chosen(tmp_path, series(GOOD, z=step * np.arange(steps + 1), tilt=tilt)).unmet == unmet
+
+
+def test_of_equals_the_one_with_more_slices_is_used(tmp_path: Path) -> None:
+    assert chosen(tmp_path, series(3), series(8, z=5.0 * np.arange(25))).series.first.series_number == 8
 
 
 def test_what_weighs_more_goes_first(tmp_path: Path) -> None:

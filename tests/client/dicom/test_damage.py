@@ -20,7 +20,7 @@ from ich_client.dicom.pixels import stored
 from ich_client.dicom.reasons import Reason, Refusal
 from ich_client.dicom.scan import Bad, read_file, scan
 from ich_client.dicom.series import group
-from ich_client.dicom.stack import Stack
+from ich_client.dicom.stack import Stack, read
 
 NUMBERS = st.one_of(
     st.floats(width=32),
@@ -120,6 +120,28 @@ def head(folder: Path, syntax: str) -> list[Path]:
         if isinstance(one := read_file(path), list) and one[0].position
     ]
     return [path for _, path in sorted(placed)]
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_what_is_not_damaged_is_read_as_it_went_in(syntax: str, tmp_path: Path) -> None:
+    """Without this the tests below would be content with a reader that refuses everything."""
+    head(tmp_path, syntax)
+    (series,), _ = group(scan(tmp_path))
+    wanted = np.stack([np.frombuffer(one.PixelData, np.uint16).reshape(72, 64) for one in ct(Z)])
+    np.testing.assert_array_equal(read(series).values, wanted.astype(int) - 1024)
+
+
+def test_a_jpeg_of_other_sizes_than_its_header_is_refused(tmp_path: Path) -> None:
+    """Its decoder would put the head together in rows of another length."""
+    path = head(tmp_path, "jpeg")[5]
+    for rows, columns in ((64, 72), (36, 128), (72, 63)):
+        one = dcmread(path)
+        one.Rows, one.Columns = rows, columns
+        one.save_as(tmp_path / "other")
+        found = read_file(tmp_path / "other")
+        assert isinstance(found, list)
+        with pytest.raises(Refusal, match="its JPEG holds 72 x 64 pixels of 1 components"):
+            next(stored(found))
 
 
 def damage(content: bytes, random: np.random.Generator) -> bytes:

@@ -14,6 +14,7 @@ from ich_client.dicom.header import Header
 from ich_client.dicom.reasons import Reason, Refusal
 from ich_client.dicom.scan import read_file, scan
 from ich_client.dicom.series import Series, group
+from ich_models.volume import Volume
 
 Z = np.arange(12) * 5.0
 
@@ -64,6 +65,19 @@ def from_dataset(one: Dataset) -> Header:
         ({"EchoTime": 95.0, "RepetitionTime": 4500.0, "SeriesDescription": ""}, "T2"),
         ({"EchoTime": 10.0, "RepetitionTime": 500.0, "SeriesDescription": ""}, "T1"),
         ({"SeriesDescription": "3-plane"}, None),
+        # on both sides of each bound
+        ({"DiffusionBValue": 500.0, "SeriesDescription": ""}, "DWI"),
+        ({"DiffusionBValue": 499.0, "SeriesDescription": ""}, "B0"),
+        ({"DiffusionBValue": 1000.0, "SeriesDescription": "ep2d ADC"}, "ADC"),
+        ({"EchoTime": 61.0, "RepetitionTime": 9000.0, "InversionTime": 1500.0, "SeriesDescription": ""}, "FLAIR"),
+        ({"EchoTime": 60.0, "RepetitionTime": 9000.0, "InversionTime": 1500.0, "SeriesDescription": ""}, None),
+        ({"EchoTime": 61.0, "RepetitionTime": 9000.0, "InversionTime": 1499.0, "SeriesDescription": ""}, None),
+        ({"EchoTime": 60.0, "RepetitionTime": 2000.0, "SeriesDescription": ""}, "T2"),
+        ({"EchoTime": 59.0, "RepetitionTime": 2000.0, "SeriesDescription": ""}, None),
+        ({"EchoTime": 60.0, "RepetitionTime": 1999.0, "SeriesDescription": ""}, None),
+        ({"EchoTime": 29.0, "RepetitionTime": 999.0, "SeriesDescription": ""}, "T1"),
+        ({"EchoTime": 30.0, "RepetitionTime": 999.0, "SeriesDescription": ""}, None),
+        ({"EchoTime": 29.0, "RepetitionTime": 1000.0, "SeriesDescription": ""}, None),
     ],
 )
 def test_a_sequence_is_told_by_type_times_or_name(tags: dict[str, Any], expected: str | None) -> None:
@@ -148,6 +162,52 @@ def test_the_hospitals_pattern_goes_first(tmp_path: Path) -> None:
     found = mr.choose(stacks(tmp_path), ["FLAIR"], {"FLAIR": re.compile("SPECIAL")})
     assert found.stacks["FLAIR"].values.min() == 24 + 2
     assert found.reasons["FLAIR"] == "the hospital's pattern"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "used"),
+    [
+        ({"DiffusionBValue": 1000.0}, {"DiffusionBValue": 1500.0}, 2),
+        (
+            {"DiffusionBValue": 1500.0},
+            {"DiffusionBValue": 3000.0},
+            1,
+        ),  # beyond 1500 there is more noise, not more to see
+        (
+            {"DiffusionBValue": 1000.0, "DiffusionDirectionality": "DIRECTIONAL"},
+            {"DiffusionBValue": 1000.0, "DiffusionDirectionality": "ISOTROPIC"},
+            2,
+        ),
+        ({"DiffusionBValue": 1000.0}, {"DiffusionBValue": 1000.0}, 1),
+    ],
+)
+def test_of_several_diffusion_series(first: dict[str, Any], second: dict[str, Any], used: int, tmp_path: Path) -> None:
+    series(1, tmp_path, 1, **first)
+    series(2, tmp_path, 2, **second)
+    assert mr.choose(stacks(tmp_path), ["DWI"]).stacks["DWI"].values.min() == 24 + used
+
+
+def test_where_the_hospital_has_a_pattern_nothing_else_is_that_sequence(tmp_path: Path) -> None:
+    series(1, tmp_path, 1, SeriesDescription="t2 flair")
+    found = mr.choose(stacks(tmp_path), ["FLAIR"], {"FLAIR": re.compile("SPECIAL")})
+    assert found.absent == ("FLAIR",)
+
+
+def test_an_adc_map_of_no_unit_gives_way_to_the_next(tmp_path: Path) -> None:
+    """The phantom's brain is stored as 1059, which is 1059e-6 mm2/s; a hundred times as much is no unit's."""
+    for number, slope in ((1, 100.0), (2, 1.0)):
+        series(number, tmp_path, number, SeriesDescription="ADC", RescaleSlope=slope, RescaleIntercept=0)
+    found = mr.choose(stacks(tmp_path), ["ADC"])
+    assert found.stacks["ADC"].values.min() == 24 + 2
+    assert [one.refusal.reason for one in found.refused] == [Reason.ADC_SCALE]
+
+
+def test_noise_below_zero_is_no_diffusion() -> None:
+    values = np.full((4, 10, 10), 0.8e-3, np.float32)
+    values[0] = -1e-4
+    found = mr.adc(Volume(values, np.eye(4), "intensity")).values
+    assert (found[0] == 0).all()
+    assert found[1:] == pytest.approx(800)
 
 
 def test_two_echoes_in_one_series_are_two_stacks(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from phantom import ct, set_pixels, write
+from phantom import as_mr, ct, set_pixels, write
 from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import ExplicitVRBigEndian
 
 from ich_client.dicom.pixels import physical, stored
@@ -45,10 +46,38 @@ def test_signed_values_and_a_slope(tmp_path: Path) -> None:
     assert hu(one, tmp_path).tolist() == [[-997, -998, 2], [3, 48, 2003]]
 
 
+def test_values_between_two_units_go_to_the_nearer(tmp_path: Path) -> None:
+    tags = {"BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1, "RescaleSlope": 0.75, "RescaleIntercept": 0}
+    one = small(np.array([[1, 3, 5], [-1, -3, -5]], np.int16), **tags)
+    assert hu(one, tmp_path).tolist() == [[1, 2, 4], [-1, -2, -4]]  # 0.75, 2.25, 3.75
+
+
+def test_padding_of_an_mr_is_black(tmp_path: Path) -> None:
+    """Zero is what lies outside of it; -1024 is air on the scale of CT alone."""
+    (one,) = as_mr([small(np.array([[4095, 100, 200], [300, 4095, 0]], np.uint16))])
+    one.add_new("PixelPaddingValue", "US", 4095)
+    read = read_file(write(tmp_path, [one]) / "IM0000")
+    assert isinstance(read, list)
+    out = np.empty((2, 3), np.float32)
+    physical(next(stored(read)), read[0], out)
+    assert out.tolist() == [[0, 100, 200], [300, 0, 0]]
+
+
 def test_air_below_the_scale_is_cut_off(tmp_path: Path) -> None:
     tags = {"BitsStored": 16, "HighBit": 15, "PixelRepresentation": 1, "RescaleIntercept": 0}
     one = small(np.array([[-3024, -1500, -1024], [-1000, 40, 32767]], np.int16), **tags)
     assert hu(one, tmp_path).tolist() == [[-1024, -1024, -1024], [-1000, 40, 32767]]
+
+
+def test_values_beyond_the_scale_are_cut_off_and_do_not_wrap(tmp_path: Path) -> None:
+    tags = {"BitsStored": 16, "HighBit": 15, "RescaleIntercept": 1500}
+    one = small(np.array([[65535, 40000, 31268], [31266, 0, 1]], np.uint16), **tags)
+    assert hu(one, tmp_path).tolist() == [[32767, 32767, 32767], [32766, 1500, 1501]]
+
+
+def test_eight_bits(tmp_path: Path) -> None:
+    one = small(np.array([[0, 24, 255], [128, 1, 2]], np.uint8), BitsAllocated=8, BitsStored=8, HighBit=7)
+    assert hu(one, tmp_path).tolist() == [[-1024, -1000, -769], [-896, -1023, -1022]]
 
 
 @pytest.mark.parametrize("sign", [0, 1])
@@ -111,6 +140,19 @@ def test_monochrome1_is_a_way_to_show_hounsfield_units_not_to_store_them(tmp_pat
     np.testing.assert_array_equal(hu(one, tmp_path / "a"), hu(other, tmp_path / "b"))
 
 
+@pytest.mark.parametrize(("more", "fits"), [(2, True), (2**16, True), (2**16 + 2, False)])
+def test_zeros_behind_the_pixels_are_padding_up_to_a_point(more: int, fits: bool, tmp_path: Path) -> None:
+    """What is longer is another image than the header tells of."""
+    one = small(np.array([[1064, 24, 0], [4095, 1024, 1]], np.uint16))
+    one.PixelData += bytes(more)
+    if fits:
+        assert hu(one, tmp_path).tolist() == [[40, -1000, -1024], [3071, 0, -1023]]
+        return
+    with pytest.raises(Refusal) as caught:
+        hu(one, tmp_path)
+    assert caught.value.reason is Reason.PIXELS
+
+
 def test_an_unknown_transfer_syntax_is_refused_by_name(tmp_path: Path) -> None:
     one = small(np.zeros((2, 3), np.uint16))
     path = write(tmp_path, [one]) / "IM0000"
@@ -134,3 +176,27 @@ def test_lossless_encodings_return_what_went_in(syntax: str, sign: int, tmp_path
         set_pixels(one, plain - np.int16(1024))
     one.compress(syntax)
     np.testing.assert_array_equal(hu(one, tmp_path), plain - np.int16(1024))
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80"])
+def test_rows_and_columns_of_another_image_are_refused(syntax: str, tmp_path: Path) -> None:
+    """As many pixels, in rows of another length: the decoder returns them all, and the head would be put together wrongly."""
+    (one,) = ct([60.0])
+    one.compress(syntax)
+    for rows, columns in ((64, 72), (36, 128), (72, 63)):
+        one.Rows, one.Columns = rows, columns
+        with pytest.raises(Refusal, match="its JPEG holds 72 x 64 pixels of 1 components") as caught:
+            hu(one, tmp_path / f"{rows}")
+        assert caught.value.reason is Reason.PIXELS
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80"])
+@pytest.mark.parametrize("lost", [2, 200])
+def test_compressed_pixels_that_end_early_are_refused(syntax: str, lost: int, tmp_path: Path) -> None:
+    """Decoders make up what is missing."""
+    (one,) = ct([60.0])
+    one.compress(syntax)
+    (frame,) = generate_frames(one.PixelData, number_of_frames=1)
+    one.PixelData = encapsulate([frame.rstrip(b"\0")[:-lost]])
+    with pytest.raises(Refusal, match="its compressed pixels end early"):
+        hu(one, tmp_path)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from phantom import image, write
+from phantom import image, set_pixels, write
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_voi_lut
 from pydicom.sequence import Sequence
@@ -98,6 +98,16 @@ def test_padding_is_black_and_no_part_of_the_scale(tmp_path: Path) -> None:
     assert found.values[16:].min() == pytest.approx(0)
 
 
+def test_an_overlay_in_unused_bits_is_no_grey(tmp_path: Path) -> None:
+    drawn = SHADES.copy()
+    drawn[10:20, 10:20] |= 0x8000
+    ((plain,), _) = read(tmp_path / "a", xray())
+    one = xray()
+    set_pixels(one, drawn)
+    ((found,), _) = read(tmp_path / "b", one)
+    np.testing.assert_array_equal(found.values, plain.values)
+
+
 def test_two_views_of_a_patient(tmp_path: Path) -> None:
     images = [xray(number=1, ViewPosition="PA"), xray(number=2, ViewPosition="LL"), xray(np.full_like(SHADES, 7), 3)]
     found, refused = read(tmp_path, *images)
@@ -107,7 +117,11 @@ def test_two_views_of_a_patient(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("tags", "reason"),
-    [({"BurnedInAnnotation": "YES"}, Reason.BURNED_IN), ({"WindowCenter": 5, "WindowWidth": 0}, Reason.HEADER)],
+    [
+        ({"BurnedInAnnotation": "YES"}, Reason.BURNED_IN),
+        ({"WindowCenter": 5, "WindowWidth": 0}, Reason.HEADER),
+        ({"WindowCenter": 9000, "WindowWidth": 10}, Reason.BLANK),  # all of it is black there
+    ],
 )
 def test_unusable_radiographs_are_refused_by_name(tags: dict[str, Any], reason: Reason, tmp_path: Path) -> None:
     found, refused = read(tmp_path, xray(**tags))

@@ -5,6 +5,7 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from ich_client.dicom.reasons import HINTS, Reason, Refusal
 from ich_client.dicom.scan import scan
 from ich_client.dicom.series import group
 from ich_client.dicom.stack import Stack
+from ich_client.dicom.stack import read as read_series
 from ich_models.volume import Volume
 
 Z = np.arange(24) * 5.0
@@ -107,9 +109,10 @@ def test_a_volume_is_brought_back_to_the_acquired_slices(kind: str, tmp_path: Pa
         assert np.abs(back[smooth].astype(int) - stack.values[smooth]).max() <= 2
     else:
         np.testing.assert_array_equal(back, stack.values)
-    bright = Volume((volume.values > 1200).astype(np.int16), volume.affine, "intensity")
+    bright = Volume(np.where(volume.values > 1200, 100, 0).astype(np.int16), volume.affine, "intensity")
     mask = stack.sample(bright, nearest=True)
-    same = mask == (stack.values > 1200)
+    assert set(np.unique(mask)) == {0, 100}, "a mask is not blurred"
+    same = (mask == 100) == (stack.values > 1200)
     assert same.mean() > (0.99 if kind == "tilted" else 0.9999)
     assert (mask[:, :, :5] == 0).all()
 
@@ -178,6 +181,46 @@ def test_acquisition_numbers_that_change_with_every_slice_part_nothing(tmp_path:
     assert refusal(write(tmp_path / "b", [*slices, other])).keys() == {Reason.DUPLICATES}
 
 
+def test_kernels_of_zones_that_overlap_are_two_stacks(tmp_path: Path) -> None:
+    slices, again = ct(Z[:14]), ct(Z[13:])  # one place in both
+    for index, one in enumerate(again):
+        one.ConvolutionKernel, one.SOPInstanceUID = "H40s", f"1.2.3.50.{index}"
+    stacks, _ = group(scan(write(tmp_path, slices + again)))
+    assert sorted((len(one.headers), one.first.kernel) for one in stacks) == [(11, "H40S"), (14, "H31S")]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tilt": 3.0},  # their places would be computed with the direction of the first
+        {"spacing": (3.0, 3.22)},
+        {"rows": 70},
+        {"columns": 60},
+    ],
+    ids=str,
+)
+def test_what_differs_in_its_geometry_is_no_part_of_the_stack(other: dict[str, Any], tmp_path: Path) -> None:
+    slices, others = ct(Z[:10]), ct(Z[10:16], **other)
+    for index, one in enumerate(others):
+        one.SOPInstanceUID = f"1.2.3.50.{index}"
+    stacks, refused = group(scan(write(tmp_path, slices + others)))
+    assert (sorted(len(one.headers) for one in stacks), refused) == ([6, 10], [])
+
+
+def test_slices_with_a_contrast_agent_are_a_stack_of_their_own(tmp_path: Path) -> None:
+    """In the series of those without, at the same places."""
+    slices, enhanced = ct(Z), ct(Z, values=lambda points: np.full(points.shape[:-1], 35.0))
+    for index, one in enumerate(slices):
+        one.ContrastBolusAgent = ("NONE", "no", "")[index % 3]
+    for index, one in enumerate(enhanced):
+        one.SOPInstanceUID, one.ContrastBolusAgent = f"1.2.3.50.{index}", "Iopamidol"
+    stacks, _ = group(scan(write(tmp_path, slices + enhanced)))
+    choice = choose(stacks)
+    assert not choice.series.first.contrast
+    assert len(choice.stack.values) == 24
+    assert_tells_its_place(choice.stack.volume())
+
+
 def test_kernels_of_zones_that_follow_each_other_are_one_head(tmp_path: Path) -> None:
     slices = ct(Z)
     for one in slices[:8]:
@@ -193,6 +236,16 @@ def test_two_images_at_one_place_are_refused(tmp_path: Path) -> None:
     other.SOPInstanceUID = "1.2.3.99"
     set_pixels(other, stored(other)[::-1].copy())
     assert refusal(write(tmp_path, [*slices, other])).keys() == {Reason.DUPLICATES}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_three_images_at_one_place_each_must_be_the_same(seed: int, tmp_path: Path) -> None:
+    """In whatever order their files are met."""
+    slices = ct(Z[:6])
+    twin, other = copy.deepcopy(slices[3]), copy.deepcopy(slices[3])
+    twin.SOPInstanceUID, other.SOPInstanceUID = "1.2.3.98", "1.2.3.99"
+    set_pixels(other, stored(other)[::-1].copy())
+    assert refusal(write(tmp_path, [*slices, twin, other], seed)).keys() == {Reason.DUPLICATES}
 
 
 def test_every_slice_in_two_versions_is_four_dimensional(tmp_path: Path) -> None:
@@ -241,6 +294,16 @@ def test_a_tilted_head_loses_no_voxel_to_the_canvas(tmp_path: Path) -> None:
     # the sum over the canvas is what was acquired: linear shifts move values, they lose none
     acquired = np.stack([stored(one).astype(int) for one in slices]).sum()
     assert (volume.values.astype(int) + 1024).sum() == pytest.approx(acquired, rel=1e-3)
+
+
+def test_where_nothing_of_an_mr_was_acquired_it_is_black(tmp_path: Path) -> None:
+    """-1024 is air on the scale of CT alone."""
+    bright = as_mr(ct(Z[:6], tilt=20, values=lambda points: 400 + points[..., 0]))
+    (series,), _ = group(scan(write(tmp_path, bright)))
+    volume = read_series(series).volume()
+    assert volume.values.shape[1] > 72  # the canvas holds every shifted slice
+    assert volume.values.min() == 0
+    assert volume.values.max() == pytest.approx(max(stored(one).max() for one in bright))
 
 
 def test_instance_numbers_are_no_geometry(tmp_path: Path) -> None:
@@ -351,6 +414,12 @@ def _set(tag: str, value: object) -> Callable[[Dataset], None]:
     return lambda one: setattr(one, tag, value)
 
 
+def _at_the_detector(one: Dataset) -> None:
+    """A spacing that is not the patient's."""
+    one.ImagerPixelSpacing = one.PixelSpacing
+    del one.PixelSpacing
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -358,12 +427,20 @@ def _set(tag: str, value: object) -> Callable[[Dataset], None]:
         (_drop("ImageOrientationPatient"), Reason.HEADER),
         (_drop("PixelSpacing"), Reason.HEADER),
         (_set("PixelSpacing", [0.0, 0.5]), Reason.HEADER),
+        (_set("PixelSpacing", [0.5, 0.0005]), Reason.HEADER),  # metres
+        (_set("PixelSpacing", [500, 500]), Reason.HEADER),
+        (_at_the_detector, Reason.HEADER),
         (_drop("RescaleIntercept"), Reason.RESCALE),
         (_set("RescaleSlope", 0), Reason.RESCALE),
         (_set("RescaleSlope", -1), Reason.RESCALE),
+        (_set("RescaleSlope", 101), Reason.RESCALE),
+        (_set("RescaleIntercept", -10001), Reason.RESCALE),
         (_set("RescaleType", "Z_EFF"), Reason.UNIT),
         (_set("RescaleIntercept", 0), Reason.HU_RANGE),
         (_set("ImageType", ["DERIVED", "SECONDARY", "REFORMATTED"]), Reason.DERIVED),
+        (_set("ImageType", ["ORIGINAL", "PRIMARY", "MOSAIC"]), Reason.MOSAIC),
+        (_set("ImageType", ["ORIGINAL", "PRIMARY", "SCOUT"]), Reason.LOCALIZER),
+        (_set("ImageType", ["ORIGINAL", "PRIMARY", "SCREEN SAVE"]), Reason.SECONDARY_CAPTURE),
         (_set("BurnedInAnnotation", "YES"), Reason.BURNED_IN),
         (_set("PhotometricInterpretation", "PALETTE COLOR"), Reason.COLOUR),
         (_set("SamplesPerPixel", 3), Reason.COLOUR),
@@ -384,6 +461,13 @@ def test_faults_of_every_slice_are_refused_by_name(
     for one in slices:
         fault(one)
     assert refusal(write(tmp_path, slices)).keys() == {reason}
+
+
+@pytest.mark.parametrize("number", [0, 3, 5])
+def test_one_image_with_a_name_burned_in_refuses_its_series(number: int, tmp_path: Path) -> None:
+    slices = ct(Z[:6])
+    slices[number].BurnedInAnnotation = "YES"
+    assert refusal(write(tmp_path, slices)).keys() == {Reason.BURNED_IN}
 
 
 @pytest.mark.parametrize("count", [1, 2])
