@@ -59,6 +59,7 @@ def of(*sizes: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         ([(50, 20), (60, 30), (3, 1)], {0, 2}),  # the three follow from the others: the next smallest goes too
         ([(50, 20), (60, 30), (7, 3), (8, 4)], {0, 2, 3}),  # fifteen together, and seven events
         ([(80, 40), (60, 30), (25, 9), (24, 12)], {2, 3}),  # the nine events hide among 21
+        ([(50, 20), (60, 30), (30, 25)], {0, 2}),  # thirty, but five without the event
         ([(50, 0), (60, 30)], set()),
         ([(15, 8), (14, 7)], {0, 1}),
     ],
@@ -115,6 +116,39 @@ def test_two_variables_that_make_nearly_the_same_groups() -> None:
     assert hidden({"old": old, "sex": apart}, np.arange(100) % 4 < 2, 10, {})["sex"] == frozenset()
 
 
+def test_a_variable_is_held_against_all_before_it_that_are_told() -> None:
+    """40 retired, 42 over 65, the two among them; whoever else is not over 65 is of two towns, in neither of which they stand out."""
+    event = np.arange(100) % 2 == 0
+    retired = np.repeat([0, 1], [60, 40])
+    age = np.repeat([0, 2, 1], [30, 28, 42])
+    sex = np.arange(100) // 2 % 2
+    for names in (("retired", "sex", "age"), ("age", "sex", "retired")):
+        given = {"retired": retired, "sex": sex, "age": age}
+        found = hidden({name: given[name] for name in names}, event, 10, {})
+        assert found[names[0]] == found["sex"] == frozenset()
+        assert found[names[2]] == frozenset(given[names[2]].tolist())
+
+
+def test_levels_that_are_hidden_together_are_told_together() -> None:
+    """Two levels are hidden, of five events and of five others; all patients less the third are these forty. 42 over 65 are they and two."""
+    event = np.concatenate([np.arange(60) % 2 == 0, np.arange(25) < 5, np.arange(15) < 10])
+    ward = np.repeat([0, 1, 2], [60, 25, 15])
+    age = np.repeat([0, 2, 1], [30, 28, 42])
+    found = hidden({"ward": ward, "age": age}, event, 10, {})
+    assert found == {"ward": frozenset({1, 2}), "age": frozenset({0, 1, 2})}
+    assert hidden({"age": age}, event, 10, {}) == {"age": frozenset()}
+
+
+def test_a_variable_that_is_hidden_betrays_nobody() -> None:
+    """40, 49 and 60 patients, one within the other: nine and eleven lie between neighbours (of eleven, six with the event),
+    twenty between the first and the last, which may both be told."""
+    event = np.arange(120) % 2 == 0
+    first, second, third = (np.repeat([1, 0], [n, 120 - n]) for n in (40, 49, 60))
+    found = hidden({"first": first, "second": second, "third": third}, event, 10, {})
+    assert found == {"first": frozenset(), "second": frozenset({0, 1}), "third": frozenset()}
+    assert hidden({"second": second, "third": third}, event, 10, {})["third"] == frozenset({0, 1})
+
+
 def test_a_level_of_which_a_few_are_told_of_elsewhere_is_hidden() -> None:
     """40 women, 37 of them in the training patients whose sums are told: the three others follow."""
     level, event = of((40, 20), (60, 30))
@@ -124,3 +158,4 @@ def test_a_level_of_which_a_few_are_told_of_elsewhere_is_hidden() -> None:
     also: dict[str, Any] = {"sex": divided(level, (trained,), 10)}
     assert also == {"sex": frozenset({0})}
     assert hidden({"sex": level}, event, 10, also)["sex"] == frozenset({0})
+    assert divided(level, (~trained,), 10) == frozenset({0}), "three inside, 37 outside: it is the same three"
