@@ -112,7 +112,10 @@ def test_each_type_and_patient_has_its_own_threshold() -> None:
         known = ~np.isnan(targets[..., k])
         called = probabilities[..., k] >= limits[:, None, k]
         positive = targets[..., k] == 1
-        expected = (called & positive).sum() / positive.sum(), (~called & known & ~positive).sum() / (known & ~positive).sum()
+        expected = (
+            (called & positive).sum() / positive.sum(),
+            (~called & known & ~positive).sum() / (known & ~positive).sum(),
+        )
         slices = found.types[kind].slices.metrics
         assert (slices["recall"].value, slices["specificity"].value) == pytest.approx(expected, abs=1e-12)
         some, ill, suspected = known.any(1), positive.any(1), (called & known).any(1)
