@@ -1,6 +1,6 @@
 """Subgroups: who belongs to which, and an attacker who subtracts the ones that are told from all patients."""
 
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from typing import Any
 
 import numpy as np
@@ -114,6 +114,34 @@ def test_two_variables_that_make_nearly_the_same_groups() -> None:
     assert hidden({"retired": retired}, event, 10, {}) == {"retired": frozenset()}
     apart = np.arange(100) % 2  # crosses the other: no subtraction leads to a few
     assert hidden({"old": old, "sex": apart}, np.arange(100) % 4 < 2, 10, {})["sex"] == frozenset()
+
+
+def test_levels_that_together_make_nearly_the_same_groups() -> None:
+    """50 are retired. 25 are 65 to 80 and 27 over 80, these 52 being the retired and two more, who follow by adding and
+    subtracting though neither level alone lies within the other variable's."""
+    event = np.arange(100) % 2 == 0
+    retired = np.repeat([1, 0], [50, 50])
+    age = np.repeat([1, 2, 0, 3], [25, 27, 24, 24])
+    assert hidden({"retired": retired, "age": age}, event, 10, {})["age"] == frozenset({0, 1, 2, 3})
+    assert hidden({"age": age, "retired": retired}, event, 10, {})["retired"] == frozenset({0, 1})
+    twenty = np.repeat([1, 2, 0], [25, 45, 30])  # twenty more, ten of them with the event
+    assert hidden({"retired": retired, "age": twenty}, event, 10, {})["age"] == frozenset()
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(0, 10_000), st.integers(2, 5), st.integers(2, 5), st.integers(0, 30), st.integers(2, 10))
+def test_no_few_follow_from_the_levels_of_two_variables(seed: int, first: int, second: int, moved: int, k: int) -> None:
+    """The second goes by the first, up to a few patients: whatever is told of both, no group within another leaves a few."""
+    generator = np.random.default_rng(seed)
+    level = generator.integers(0, first, 150)
+    other = generator.integers(0, second, first)[level] * 2 + generator.integers(0, 2, 150)
+    other[generator.choice(150, moved, replace=False)] = generator.integers(0, 2 * second)
+    event = generator.random(150) < 0.5
+    own = hidden({"x": level, "y": other}, event, k, {})
+    groups = [reachable(values, own[name]) for name, values in (("x", level), ("y", other))]
+    for one, two in product(*groups):
+        for inner, outer in ((one, two), (two, one)):
+            assert np.any(inner & ~outer) or not few(outer & ~inner, event, k)
 
 
 def test_a_variable_is_held_against_all_before_it_that_are_told() -> None:
