@@ -196,6 +196,25 @@ def test_nothing_of_a_fold_depends_on_its_held_out_hospital(strategy: dict[str, 
         assert before.of(["all"])["weights"].tobytes() != after.of(["all"])["weights"].tobytes()
 
 
+def test_nothing_of_a_part_depends_on_the_patients_that_it_holds_out(tmp_path: Path) -> None:
+    """Other values for every hospital's patients of part 2: its statistics, weights and threshold stay the same to the byte."""
+    settings = small.federation(evaluation={"leave_one_hospital_out": False, "folds": 3, "validation": 0.25})
+    members = small.hospitals()
+    before = small.study(settings, members, tmp_path / "before")
+    others = []
+    for site in small.sites(small.Plan(settings, 42), members, tmp_path / "before").values():
+        patients = site.hospital.patients
+        table = patients.table.copy()
+        table[site.split(2).test] += 3
+        others.append(replace(site.hospital, patients=replace(patients, table=table)))
+    after = small.study(settings, others, tmp_path / "after")
+    same_part = [before.of(["part:2"])[name].tobytes() == rows.tobytes() for name, rows in after.of(["part:2"]).items()]
+    assert same_part == [True, True], "weights and constants"
+    assert before.thresholds["part:2"] == after.thresholds["part:2"]
+    for name in ("part:1", "part:3", "all"):
+        assert before.of([name])["constants"].tobytes() != after.of([name])["constants"].tobytes()
+
+
 @pytest.mark.parametrize("kind", ["intercept", "slope"])
 def test_nothing_of_a_folds_recalibration_depends_on_its_held_out_hospital(kind: str, tmp_path: Path) -> None:
     """Line, recalibrated weights and the threshold chosen after it: the same to the byte."""
