@@ -22,12 +22,16 @@ from ich_client.hospital import Limits
 from ich_client.tables import Hospital
 from ich_deploy.grid import InProcessGrid
 from ich_models.batch import Patients
+from ich_models.curves import Decision
 from ich_models.errors import RunError
 from ich_models.files import read_arrays
+from ich_models.metrics import Evaluation, evaluate
 from ich_models.protocol import (
     EVALUATE,
     THRESHOLD,
     TRAIN,
+    Answer,
+    EvaluateReply,
     Rows,
     StatisticsReply,
     ThresholdReply,
@@ -936,6 +940,74 @@ def test_figures_that_cannot_be_are_set_aside(case: str, tmp_path: Path) -> None
     found = small.study(small.federation(stage={"rounds": 1}), small.hospitals(), tmp_path, around=around)
     assert list(found.quarantined) == [Quarantine("evaluation", "north", "malformed reply")]
     assert set(found.answers) == {"east", "south"}
+
+
+def answering(*said: Answer) -> Callable[[ClientApp], ClientApp]:
+    """Node 2 evaluates nothing, and says this."""
+
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != EVALUATE or message.metadata.dst_node_id != 2:
+                return reply
+            return Message(to_record(EvaluateReply(hospital="north", answers=list(said))), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    return around
+
+
+def made_up(patients: int, events: int) -> Evaluation:
+    """Figures that are consistent in themselves, of so many."""
+    return evaluate(np.arange(patients) < events, np.linspace(0.1, 0.9, patients), 0.5, resamples=0)
+
+
+TOO_MANY = [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
+@pytest.mark.parametrize(("patients", "events"), TOO_MANY)
+@pytest.mark.parametrize("arm", ["loho", "federated"])
+def test_figures_of_others_than_the_hospital_has_are_set_aside(
+    arm: str, patients: int, events: int, tmp_path: Path
+) -> None:
+    """North has said how many it has, and how many train: what is left of them can be tested, not one patient or event more."""
+    evaluation = {"leave_one_hospital_out": arm == "loho", "test": None if arm == "loho" else 0.3}
+    settings = small.federation(stage={"rounds": 1}, evaluation=evaluation)
+    members = small.hospitals()
+    site = small.sites(small.Plan(settings, 42), members, tmp_path)["north"]
+    labels = site.hospital.patients.labels[slice(None) if arm == "loho" else site.split(0).test]
+    assert len(labels) == (80 if arm == "loho" else 24)
+    figures = made_up(len(labels) + patients, int(labels.sum()) + events)
+    found = small.study(settings, members, tmp_path, around=answering(Answer.of(arm, figures)))
+    set_aside = [Quarantine("evaluation", "north", "malformed reply")] if patients or events else []
+    assert list(found.quarantined) == set_aside
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"decisions": (Decision(0.12, 1, 1),)},
+        {"subgroups": {"b": {"< 0": None, ">= 0": None, "missing": None}}},
+        {"subgroups": {"a": {"< 0": None, ">= 0": None}}},
+        {"subgroups": {"a": {"< 0": None, ">= 0": None, "missing": None, "more": None}}},
+    ],
+)
+def test_thresholds_and_subgroups_that_the_study_does_not_have_are_set_aside(
+    groups: dict[str, Any], tmp_path: Path
+) -> None:
+    evaluation = {"subgroups": [{"variable": "a", "cut": [0]}], "decision_thresholds": [0.1, 0.2]}
+    settings = small.federation(stage={"rounds": 1}, evaluation=evaluation)
+    assert settings.subgroups == {"a": ("< 0", ">= 0", "missing")}
+    members = [
+        replace(member, patients=replace(member.patients, groups={"a": np.zeros(len(member.patients), np.int64)}))
+        for member in small.hospitals()
+    ]
+    plain = made_up(80, int(members[1].patients.labels.sum()))
+    sound = {"decisions": (Decision(0.1, 1, 1),), "subgroups": {"a": dict.fromkeys(settings.subgroups["a"])}}
+    for given, set_aside in ((sound, []), (groups, [Quarantine("evaluation", "north", "malformed reply")])):
+        answer = Answer.of("loho", replace(plain, **given))
+        found = small.study(settings, members, tmp_path, around=answering(answer))
+        assert list(found.quarantined) == set_aside
 
 
 def test_without_resume_a_study_begins_anew(tmp_path: Path) -> None:
