@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ich_server import group_summaries
 from ich_server.meta_analysis import random_effects
 from ich_server.report import evaluation_plots as plots
 from ich_server.report.page import render
-from ich_server.results import Arm, Bin, Figure, Results, answered, assemble, read, write
+from ich_server.results import Arm, Bin, Decision, Figure, Results, answered, assemble, read, write
 from ich_server.summary import number, pooled
 
 RECIPE = {"epochs": 2, "batch": 16, "optimizer": small.SGD}
@@ -200,6 +200,46 @@ def test_bins_of_two_hospitals_join_to_ten_of_equal_count(build: Callable[..., R
     rows = table(parse(render(results)), "Calibration of the patients of 2 hospitals, in groups")
     assert rows["0.055"][1] == "−0.005", "fewer than predicted: observed minus predicted is negative"
     assert rows["0.955"][1:] == ["−0.005", "20"]
+
+
+def test_two_seeds_are_the_same_patients_twice_and_not_twice_the_patients(build: Callable[..., Results]) -> None:
+    """Ten groups of 20 with their Wilson intervals, as one seed gives them. Whoever tells two bins with one seed has no part."""
+    east = told_bins(*((10, place, 0.05 + place / 10) for place in range(10)))
+    west = told_bins(*((10, place + 1, 0.06 + place / 10) for place in range(10)))
+    once = binned(build, {"east": east, "west": west}).arms["loho"]
+    twice = binned(
+        build, {"east": east * 2, "west": west * 2, "north": [*east, *told_bins((50, 5, 0.3), (50, 20, 0.7))]}
+    )
+    found = group_summaries.calibration(twice.arms["loho"])
+    assert (found.joined, found.too_few) == (("east", "west"), ("north",))
+    for one, same in zip(found.groups, group_summaries.calibration(once).groups, strict=True):
+        assert astuple(one) == pytest.approx(astuple(same))
+
+
+def test_a_decision_curve_is_a_mean_over_the_seeds(build: Callable[..., Results]) -> None:
+    """Of 100 patients 40 with the event, 30 and 20 of them and 30 and 10 of the others are treated from 0.1 on: 25/100 - 20/100 / 9.
+    From 0.2 on one seed alone tells. North tells nothing of 0.1, and west withholds its events."""
+
+    def curve(*points: tuple[float, int, int]) -> list[Decision]:
+        return [
+            Decision(threshold=limit, true_positives=tp, false_positives=fp, net_benefit=0) for limit, tp, fp in points
+        ]
+
+    loho = build(dict.fromkeys(("east", "north", "west"), 40), arms=["loho"]).arms["loho"]
+    two = [curve((0.1, 30, 30), (0.2, 20, 20)), curve((0.1, 20, 10))]
+    told = {
+        "east": {"n": 100, "events": 40, "decisions": two},
+        "north": {"n": 50, "events": 10, "decisions": [curve((0.3, 8, 4)), curve((0.3, 6, 2))]},
+        "west": {"n": 70, "events": None, "decisions": []},
+    }
+    hospitals = {name: loho.hospitals[name].model_copy(update=changes) for name, changes in told.items()}
+    found = group_summaries.decisions(loho.model_copy(update={"hospitals": hospitals, "pooled": None}))
+    assert [(one.threshold, one.hospitals, one.patients) for one in found] == [
+        (0.1, ("east",), 100),
+        (0.3, ("north",), 50),
+    ]
+    assert [one.model for one in found] == pytest.approx([0.25 - 0.2 / 9, 7 / 50 - 3 / 50 * 3 / 7])
+    assert [one.everybody for one in found] == pytest.approx([0.4 - 0.6 / 9, 10 / 50 - 40 / 50 * 3 / 7])
 
 
 def test_more_events_than_predicted_are_a_positive_difference(build: Callable[..., Results]) -> None:

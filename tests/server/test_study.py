@@ -28,10 +28,12 @@ from ich_models.files import read_arrays
 from ich_models.metrics import Evaluation, evaluate
 from ich_models.protocol import (
     EVALUATE,
+    RECALIBRATE,
     THRESHOLD,
     TRAIN,
     Answer,
     EvaluateReply,
+    RecalibrationReply,
     Rows,
     StatisticsReply,
     ThresholdReply,
@@ -255,6 +257,28 @@ def test_a_fold_is_recalibrated_by_the_patient_weighted_mean_of_its_hospitals_li
     assert answer.metrics["brier"][0] == pytest.approx(np.mean((p - members[1].patients.labels) ** 2), abs=1e-6)
 
 
+@pytest.mark.parametrize("slope", [-1.0, 0.0])
+def test_a_line_that_would_turn_the_order_round_leaves_the_model_as_it_is(slope: float, tmp_path: Path) -> None:
+    """Where higher probabilities go with fewer events, or with neither, no line is put into the last layer."""
+
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != RECALIBRATE:
+                return reply
+            answer, _ = from_record(reply.content, RecalibrationReply)
+            lines = [(0.5, slope)] * len(answer.lines)
+            return Message(to_record(answer.model_copy(update={"lines": lines})), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    plain = small.study(small.federation(stage={"rounds": 1}), small.hospitals(), tmp_path / "plain")
+    settings = small.federation(stage={"rounds": 1}, evaluation={"recalibrate": "slope"})
+    found = small.study(settings, small.hospitals(), tmp_path / "found", around=around)
+    assert found.lines == {}
+    assert found.rows["weights"].tobytes() == plain.rows["weights"].tobytes()
+
+
 def test_a_threshold_is_chosen_after_the_recalibration(tmp_path: Path) -> None:
     """With `choose_round: best` thresholds come with the validation losses, before the line is known: they are asked anew.
 
@@ -432,7 +456,7 @@ def test_whatever_else_an_update_carries_is_held_to_a_norm(strategy: str, tmp_pa
     def spoil(answer: TrainReply, rows: Rows) -> tuple[TrainReply, Rows]:
         return answer, {name: values * 0 + 1e9 if name == block else values for name, values in rows.items()}
 
-    settings = settings_for({"name": strategy}, stage={"rounds": 1})
+    settings = settings_for({"name": strategy}, stage={"rounds": 1}, checks={"update_norm": 1e12, "state_norm": 1e6})
     found = small.study(settings, small.hospitals(), tmp_path, around=poisoned(3, spoil))
     assert list(found.quarantined) == [Quarantine("round 1", "south", "norm")]
 
@@ -468,6 +492,17 @@ def test_too_few_good_updates_end_the_run_by_name_and_it_can_go_on(tmp_path: Pat
     assert "--resume" in text
     resumed = small.study(settings, members, tmp_path, resume=True)
     assert same(resumed, small.study(settings, members, tmp_path / "undisturbed"))
+
+
+def test_a_fold_without_any_update_ends_the_run_whatever_the_quorum(tmp_path: Path) -> None:
+    """One hospital is enough for this study, and it is the one that a fold holds out."""
+    settings = small.federation(quorum={"hospitals": 1})
+
+    def failing(node: int, message: Message) -> Error | None:
+        return Error(5, "x") if message.metadata.message_type == TRAIN and node != 1 else None
+
+    with pytest.raises(RunError, match="round 1: fold 'without:east' has 0 good replies, needs 1"):
+        small.study(settings, small.hospitals(), tmp_path, failing=failing)
 
 
 def test_a_client_that_raises_says_a_code_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -647,16 +682,16 @@ def test_a_file_that_may_not_be_read_is_not_called_broken(tmp_path: Path) -> Non
 
 
 def test_the_best_round_is_the_one_with_the_lowest_validation_loss(tmp_path: Path) -> None:
-    """A learning rate that diverges: later rounds are worse, and the best weights are those of an earlier round."""
+    """A learning rate that is too large: the second of four rounds is the best, and its weights and thresholds are kept."""
     evaluation = {"validation": 0.3, "leave_one_hospital_out": False, "test": 0.2}
-    stage = {"rounds": 6, "epochs": 3, "batch": 4, "optimizer": {"name": "sgd", "lr": 30.0}}
+    stage = {"rounds": 4, "epochs": 3, "batch": 4, "optimizer": {"name": "sgd", "lr": 3.0}}
     members = small.hospitals()
     best = small.study(
         small.federation(stage=stage, evaluation={**evaluation, "choose_round": "best"}), members, tmp_path / "best"
     )
-    losses = {}
+    losses, thresholds = {}, {}
     plan = small.Plan(small.federation(stage=stage, evaluation=evaluation), 42)
-    for rounds in range(7):  # stop after each round and look at the loss of what is there
+    for rounds in range(5):  # stop after each round and look at the loss of what is there
         settings = small.federation(stage={**stage, "rounds": max(1, rounds)}, evaluation=evaluation)
         found = small.study(settings, members, tmp_path / str(rounds))
         rows = found.of(["all"])
@@ -664,8 +699,10 @@ def test_the_best_round_is_the_one_with_the_lowest_validation_loss(tmp_path: Pat
             start = plan.start_rows([sum_log_odds(plan, members, tmp_path)])[0]
             rows = {**rows, "weights": start[None]}
         losses[rounds] = (validation_loss(plan, rows, members, tmp_path), rows["weights"])
+        thresholds[rounds] = found.thresholds
     chosen = min(losses, key=lambda rounds: losses[rounds][0])
-    assert chosen < 6
+    assert 0 < chosen < 4
+    assert best.thresholds == thresholds[chosen] != thresholds[4], "chosen for these weights, not for the last ones"
     assert best.of(["all"])["weights"].tobytes() == losses[chosen][1].tobytes()
 
 
