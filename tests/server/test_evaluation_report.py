@@ -11,6 +11,7 @@ import pytest
 import small
 from pages import HTML, parse, table, texts
 from scipy import stats
+from scipy.special import expit, logit
 
 from ich_client.hospital import Limits
 from ich_client.tables import Hospital
@@ -21,7 +22,19 @@ from ich_server import group_summaries
 from ich_server.meta_analysis import random_effects
 from ich_server.report import evaluation_plots as plots
 from ich_server.report.page import render
-from ich_server.results import Arm, Bin, Decision, Figure, Results, answered, assemble, read, write
+from ich_server.results import (
+    NO_FIGURE,
+    Arm,
+    Bin,
+    Decision,
+    Figure,
+    Results,
+    Subgroup,
+    answered,
+    assemble,
+    read,
+    write,
+)
 from ich_server.summary import number, pooled
 
 RECIPE = {"epochs": 2, "batch": 16, "optimizer": small.SGD}
@@ -300,6 +313,68 @@ def test_differences_are_pooled_with_delongs_variance(study: Results) -> None:
     assert min(values) <= summary.estimate <= max(values)
     assert summary.low == pytest.approx(plain.low, abs=0.03)
     assert rows["Local only"][2].startswith(number("auroc_difference", summary.estimate))
+
+
+Z = 1.959963984540054
+
+
+def around(value: float, error: float, there: Callable[[float], float], back: Callable[[float], float]) -> Figure:
+    """A value with the interval of this standard error on another scale."""
+    low, high = (back(there(value) + sign * Z * error) for sign in (-1, 1))
+    return Figure(value=value, low=low, high=high, per_seed=[value])
+
+
+def test_a_subgroup_is_pooled_on_the_scales_of_its_figures(build: Callable[..., Results]) -> None:
+    """AUROC by its logit, O/E by its logarithm, of whoever has ten of either class: south has nine. West withholds, and
+    at nowhere there is nobody of them."""
+    told = {
+        "east": (100, 40, 0.8, 0.2, 1.2, 0.1),
+        "north": (80, 20, 0.7, 0.3, 0.8, 0.3),
+        "south": (60, 9, 0.95, 0.1, 2.0, 0.1),
+        "up": (300, 200, 0.65, 0.1, 1.0, 0.05),
+    }
+    nothing = dict.fromkeys(
+        ("auroc", "brier", "observed_expected", "calibration_slope", "calibration_intercept"), NO_FIGURE
+    )
+    levels = {
+        name: Subgroup(
+            n=n,
+            events=events,
+            **{**nothing, "auroc": around(area, e, logit, expit), "observed_expected": around(oe, f, np.log, np.exp)},
+        )
+        for name, (n, events, area, e, oe, f) in told.items()
+    }
+    levels |= {"west": Subgroup(n=None, events=None, **nothing), "nowhere": Subgroup(n=0, events=0, **nothing)}
+    loho = build(dict.fromkeys(levels, 40), arms=["loho"]).arms["loho"]
+    hospitals = {
+        name: found.model_copy(update={"subgroups": {"sex": {"male": levels[name]}}})
+        for name, found in loho.hospitals.items()
+    }
+    (found,) = group_summaries.subgroups(loho.model_copy(update={"hospitals": hospitals}))
+    assert (found.hospitals, found.withheld, found.patients, found.events) == (4, 1, 540, 269)
+    pooled = random_effects(logit([0.8, 0.7, 0.65]), np.array([0.2, 0.3, 0.1]) ** 2)
+    assert found.auroc is not None
+    assert (found.auroc.k, found.auroc.tau) == (3, pytest.approx(pooled.tau))
+    assert (found.auroc.estimate, found.auroc.low) == pytest.approx((expit(pooled.estimate), expit(pooled.low)))
+    pooled = random_effects(np.log([1.2, 0.8, 1.0]), np.array([0.1, 0.3, 0.05]) ** 2)
+    assert found.observed_expected is not None
+    assert found.observed_expected.estimate == pytest.approx(np.exp(pooled.estimate))
+    assert found.observed_expected.high == pytest.approx(np.exp(pooled.high))
+
+
+def test_differences_are_weighed_by_their_intervals(build: Callable[..., Results]) -> None:
+    """Their mean is that of random effects of variances ((high - low) / (2 z))^2; who has no interval does not enter."""
+    given = {"east": (0.05, 0.01), "north": (-0.02, 0.05), "south": (0.03, 0.02), "west": (0.0, 0.03)}
+    differences = {name: around(value, error, float, float) for name, (value, error) in given.items()}
+    differences["few"] = Figure(value=0.4, low=None, high=None, per_seed=[0.4])
+    arm = build(dict.fromkeys(differences, 40), arms=["loho"]).arms["loho"]
+    found = group_summaries.differences(arm.model_copy(update={"differences": differences}))
+    values, errors = np.array(list(given.values())).T
+    pooled = random_effects(values, errors**2)
+    assert found is not None
+    assert (found.k, found.estimate, found.low, found.high, found.i2) == pytest.approx(
+        (4, pooled.estimate, pooled.low, pooled.high, pooled.i2)
+    )
 
 
 def test_the_matrix_shows_every_pair(study: Results) -> None:
