@@ -25,7 +25,7 @@ from ich_models.batch import Patients
 from ich_models.curves import Decision
 from ich_models.errors import RunError
 from ich_models.files import read_arrays
-from ich_models.metrics import Evaluation, evaluate
+from ich_models.metrics import Evaluation, evaluate, youden_threshold
 from ich_models.protocol import (
     EVALUATE,
     RECALIBRATE,
@@ -279,6 +279,22 @@ def test_a_line_that_would_turn_the_order_round_leaves_the_model_as_it_is(slope:
     assert found.rows["weights"].tobytes() == plain.rows["weights"].tobytes()
 
 
+def test_a_line_too_few_is_set_aside(tmp_path: Path) -> None:
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != RECALIBRATE or message.metadata.dst_node_id != 2:
+                return reply
+            answer, _ = from_record(reply.content, RecalibrationReply)
+            return Message(to_record(answer.model_copy(update={"lines": answer.lines[1:]})), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    settings = small.federation(stage={"rounds": 1}, evaluation={"recalibrate": "slope"})
+    found = small.study(settings, small.hospitals(), tmp_path, around=around)
+    assert list(found.quarantined) == [Quarantine("recalibration", "north", "malformed reply")]
+
+
 def test_a_threshold_is_chosen_after_the_recalibration(tmp_path: Path) -> None:
     """With `choose_round: best` thresholds come with the validation losses, before the line is known: they are asked anew.
 
@@ -492,6 +508,35 @@ def test_too_few_good_updates_end_the_run_by_name_and_it_can_go_on(tmp_path: Pat
     assert "--resume" in text
     resumed = small.study(settings, members, tmp_path, resume=True)
     assert same(resumed, small.study(settings, members, tmp_path / "undisturbed"))
+
+
+def test_a_hospital_that_fails_in_several_messages_is_one_hospital(tmp_path: Path) -> None:
+    """South trains two folds and `all`, and gets a message for each."""
+    reports: list[RoundReport] = []
+    settings = small.federation(training={"message_limit": 1}, stage={"rounds": 1})
+    small.study(settings, small.hospitals(), tmp_path, around=poisoned(3, not_a_number), watch=reports.append)
+    (report,) = reports
+    assert (report.hospitals, report.replied, len(report.quarantined)) == (3, 2, 3)
+
+
+def test_where_nobody_can_choose_a_threshold_it_is_one_half(tmp_path: Path) -> None:
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != THRESHOLD:
+                return reply
+            answer, _ = from_record(reply.content, ThresholdReply)
+            east = answer.hospital == "east"  # of its folds, `without:north` and `without:south` are left to it alone
+            found = answer.thresholds if east else [None] * len(answer.thresholds)
+            return Message(to_record(answer.model_copy(update={"thresholds": found})), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    members = small.hospitals()
+    found = small.study(small.federation(stage={"rounds": 1}), members, tmp_path, around=around)
+    assert found.thresholds["without:east"] == 0.5
+    p = plain_logistic(found.of(["without:north"]), members[0].patients.table)
+    assert found.thresholds["without:north"] == pytest.approx(youden_threshold(members[0].patients.labels, p), abs=1e-6)
 
 
 def test_a_fold_without_any_update_ends_the_run_whatever_the_quorum(tmp_path: Path) -> None:
@@ -999,21 +1044,25 @@ def made_up(patients: int, events: int) -> Evaluation:
     return evaluate(np.arange(patients) < events, np.linspace(0.1, 0.9, patients), 0.5, resamples=0)
 
 
-TOO_MANY = [(0, 0), (1, 0), (0, 1), (1, 1)]
+DESIGNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a fold held it out": ("loho", {}),
+    "a share is kept for the test": ("federated", {"leave_one_hospital_out": False, "test": 0.3}),
+    "each part is tested in turn": ("federated", {"leave_one_hospital_out": False, "folds": 2}),
+}
 
 
-@pytest.mark.parametrize(("patients", "events"), TOO_MANY)
-@pytest.mark.parametrize("arm", ["loho", "federated"])
+@pytest.mark.parametrize(("patients", "events"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("design", DESIGNS)
 def test_figures_of_others_than_the_hospital_has_are_set_aside(
-    arm: str, patients: int, events: int, tmp_path: Path
+    design: str, patients: int, events: int, tmp_path: Path
 ) -> None:
     """North has said how many it has, and how many train: what is left of them can be tested, not one patient or event more."""
-    evaluation = {"leave_one_hospital_out": arm == "loho", "test": None if arm == "loho" else 0.3}
+    arm, evaluation = DESIGNS[design]
     settings = small.federation(stage={"rounds": 1}, evaluation=evaluation)
     members = small.hospitals()
     site = small.sites(small.Plan(settings, 42), members, tmp_path)["north"]
-    labels = site.hospital.patients.labels[slice(None) if arm == "loho" else site.split(0).test]
-    assert len(labels) == (80 if arm == "loho" else 24)
+    labels = site.hospital.patients.labels[site.split(0).test if "test" in evaluation else slice(None)]
+    assert len(labels) == (24 if "test" in evaluation else 80)
     figures = made_up(len(labels) + patients, int(labels.sum()) + events)
     found = small.study(settings, members, tmp_path, around=answering(Answer.of(arm, figures)))
     set_aside = [Quarantine("evaluation", "north", "malformed reply")] if patients or events else []
