@@ -15,6 +15,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from pydantic import ValidationError
 
+from ich_client.hospital import Limits
 from ich_models.curves import Decision
 from ich_models.metrics import METRICS, TYPE_METRICS, Estimate, Evaluation, evaluate, evaluate_subgroup
 from ich_models.protocol import TRAIN, rows_hash, size
@@ -22,6 +23,7 @@ from ich_server.results import (
     NO_FIGURE,
     SCHEMA,
     ArmFound,
+    Column,
     Figure,
     Group,
     Results,
@@ -177,6 +179,18 @@ def test_results_tell_what_the_study_found(tmp_path: Path) -> None:
     assert len(results.training["42"].drift) == len(results.training["42"].losses["all"]) == 2
     assert results.models == {"42": rows_hash(study.of(["all"]))}
     assert results.arms["federated"].hospitals["north"].n == 24
+
+
+def test_a_column_of_a_few_is_withheld_and_one_of_nobody_is_known_to_be_empty(tmp_path: Path) -> None:
+    members = [replace(member, limits=Limits(small_cells=10)) for member in small.hospitals()]
+    table = members[1].patients.table
+    table[3:, 2], table[:3, 2] = np.nan, 1.0
+    members[2].patients.table[:, 2] = np.nan
+    settings = small.federation(stage={"rounds": 1})
+    study = small.study(settings, members, tmp_path)
+    hospitals = assemble(settings, [42], [study], [answered(study)]).hospitals
+    assert hospitals["north"].columns["c"] == Column(known=None, mean=None, sd=None)
+    assert hospitals["south"].columns["c"] == Column(known=0, mean=None, sd=None)
 
 
 def test_a_hospital_counts_where_it_answered_with_every_seed(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from ich_models.protocol import (
     from_record,
     to_record,
 )
+from ich_server import members as meeting
 from ich_server.rounds import Quarantine
 from ich_server.study import RoundReport, StudyResult, run_study
 
@@ -937,6 +938,13 @@ def test_each_fold_is_judged_by_its_own_threshold(tmp_path: Path) -> None:
     [
         {"schema_hash": "0" * 64},
         {"parts": {}},
+        {
+            "parts": {
+                part: {"patients": 50, "events": 5, "count": [9] * 3, "mean": [0] * 3, "m2": [0] * 3} for part in (0, 1)
+            }
+        },
+        {"parts": {1: {"patients": 50, "events": 5, "count": [9] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
+        {"parts": {0: {"patients": 0, "events": 0, "count": [0] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
         {"parts": {0: {"patients": 50, "events": 51, "count": [1] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
         {"parts": {0: {"patients": 50, "events": 5, "count": [51] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
         {"parts": {0: {"patients": 50, "events": 5, "count": [50] * 3, "mean": [0] * 3, "m2": [-1] * 3}}},
@@ -969,6 +977,48 @@ def test_statistics_that_cannot_be_keep_a_hospital_out(change: dict[str, Any], t
     assert set(found.answers) == set(found.hospitals) == {"north", "south"}
     assert [(q.when, q.hospital) for q in found.quarantined] == [("statistics", "node 1")]
     assert all(np.isfinite(block).all() for block in found.rows.values())
+
+
+@pytest.mark.parametrize(
+    ("mean", "m2", "possible"), [(0, 4999, True), (0, 5001, False), (10, 0, True), (10.1, 0, False), (-10.1, 0, False)]
+)
+def test_statistics_lie_within_the_variables_range(mean: float, m2: float, possible: bool, tmp_path: Path) -> None:
+    """Of 50 values within -10 to 10 half may be at either end: squared deviations of 50 * 10^2 = 5000 together."""
+    number = {"type": "number", "known_at": "admission", "range": [-10, 10]}
+    variables = {**dict.fromkeys("abc", number), "mrs": {"type": "integer", "known_at": "90 days"}}
+    settings = small.federation(table={"variables": variables}, stage={"rounds": 1}, quorum={"hospitals": 2})
+
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != "query" or message.metadata.dst_node_id != 1:
+                return reply
+            answer, _ = from_record(reply.content, StatisticsReply)
+            part = {"patients": 50, "events": 5, "count": [50] * 3, "mean": [mean] * 3, "m2": [m2] * 3}
+            said = StatisticsReply.model_validate({**answer.model_dump(), "parts": {0: part}})
+            return Message(to_record(said), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    found = small.study(settings, small.hospitals(), tmp_path, around=around)
+    assert ("east" in found.hospitals) is possible
+
+
+def test_one_hospital_alone_cannot_be_held_out(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="1 of 1 hospitals can take part, and the study needs 2"):
+        small.study(small.federation(quorum={"hospitals": 1}), small.hospitals()[:1], tmp_path)
+
+
+def test_a_study_goes_on_with_more_than_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three hospitals one is no majority, and two are; a fourth waits for another study."""
+    monkeypatch.setattr(meeting, "PATIENCE", 0.1)
+    settings, members = small.federation(), small.hospitals()
+    small.study(settings, members, tmp_path)
+    with pytest.raises(RunError, match="1 of 3 hospitals can take part, and the study needs 2"):
+        small.study(settings, members[:1], tmp_path, resume=True)
+    for there in (members[:2], [*members, small.hospital("west")]):
+        found = small.study(settings, there, tmp_path, resume=True)
+        assert list(found.hospitals) == ["east", "north", "south"]
 
 
 def test_a_hospital_that_is_known_cannot_take_anothers_name(tmp_path: Path) -> None:
