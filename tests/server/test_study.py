@@ -1012,7 +1012,8 @@ def test_one_hospital_alone_cannot_be_held_out(tmp_path: Path) -> None:
 def test_a_study_goes_on_with_more_than_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three hospitals one is no majority, and two are; a fourth waits for another study."""
     monkeypatch.setattr(meeting, "PATIENCE", 0.1)
-    settings, members = small.federation(), small.hospitals()
+    settings = small.federation(evaluation={"leave_one_hospital_out": False, "test": 0.3})
+    members = small.hospitals()
     small.study(settings, members, tmp_path)
     with pytest.raises(RunError, match="1 of 3 hospitals can take part, and the study needs 2"):
         small.study(settings, members[:1], tmp_path, resume=True)
