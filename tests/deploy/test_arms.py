@@ -58,7 +58,7 @@ def test_each_model_leaves_out_whom_it_is_tested_on(tmp_path: Path, monkeypatch:
 def test_under_scaling_by_hospital_each_scales_its_own_and_all_together_are_scaled_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By NumPy, from the pooled models' weights: Brier at each hospital by its own mean and standard deviation, and of all
+    """By NumPy, from the weights of the federated and the pooled models: Brier at each hospital by its own mean and standard deviation, and of all
     195 patients by those of the two hospitals that the fold learnt from."""
     settings = small.federation(table={"scaling": "hospital"}, evaluation={"comparisons": {"pooled": RECIPE}})
     members = small.hospitals()
@@ -73,24 +73,34 @@ def test_under_scaling_by_hospital_each_scales_its_own_and_all_together_are_scal
         return model
 
     monkeypatch.setattr(arms, "train_alone", noting)
-    found = dict(compare(plan, small.sites(plan, members, tmp_path), result))["pooled"]
+    found = dict(compare(plan, small.sites(plan, members, tmp_path), result))
 
-    def squares(member: Hospital, by: np.ndarray) -> np.ndarray:
+    def squares(arm: str, member: Hospital, by: np.ndarray) -> np.ndarray:
         """Squared errors of the model that never saw a hospital, on its patients scaled by the columns of `by`."""
         mean, sd = np.nanmean(by, axis=0), np.nanstd(by, axis=0)
         x = (np.where(np.isnan(member.patients.table), mean, member.patients.table) - mean) / sd
-        weights = (
-            models[frozenset(each.name for each in members if each is not member)].rows["weights"][0].astype(float)
-        )
+        others = frozenset(each.name for each in members if each is not member)
+        rows = models[others].rows if arm == "pooled" else result.of([f"without:{member.name}"])
+        weights = rows["weights"][0].astype(float)
         return (1 / (1 + np.exp(-(x @ weights[:-1] + weights[-1]))) - member.patients.labels) ** 2
 
-    for member in members:
-        own = squares(member, member.patients.table).mean()
-        assert found.hospitals[member.name].metrics["brier"].value == pytest.approx(own, abs=1e-5)
     others = [np.concatenate([o.patients.table for o in members if o is not member]) for member in members]
-    together = np.concatenate([squares(member, by) for member, by in zip(members, others, strict=True)]).mean()
-    assert found.pooled is not None
-    assert found.pooled.metrics["brier"].value == pytest.approx(together, abs=1e-5)
+    for name in ("loho", "pooled"):
+        for member in members:
+            own = squares(name, member, member.patients.table).mean()
+            assert found[name].hospitals[member.name].metrics["brier"].value == pytest.approx(own, abs=1e-5)
+        of_all = np.concatenate([squares(name, member, by) for member, by in zip(members, others, strict=True)])
+        assert found[name].pooled.metrics["brier"].value == pytest.approx(of_all.mean(), abs=1e-5)
+
+
+def test_without_folds_all_are_compared_with_the_model_of_all_hospitals(tmp_path: Path) -> None:
+    evaluation = {"leave_one_hospital_out": False, "test": 0.3, "comparisons": {"pooled": RECIPE}}
+    settings, members = small.federation(evaluation=evaluation, stage={"rounds": 1}), small.hospitals()
+    result = small.study(settings, members, tmp_path)
+    plan = small.Plan(settings, 42)
+    found = dict(compare(plan, small.sites(plan, members, tmp_path), result))
+    assert {name: arm.reference for name, arm in found.items()} == {"federated": None, "pooled": "federated"}
+    assert found["pooled"].differences.keys() == {"east", "north", "south"}
 
 
 def test_a_threshold_is_chosen_on_validation_patients_where_there_are_any(tmp_path: Path) -> None:
