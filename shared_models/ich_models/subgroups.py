@@ -83,20 +83,21 @@ def hidden(
 
     A level of a few is hidden, and what `also` names. All patients less the levels that are told are the hidden ones
     together: while these are a few, the smallest level that is told is hidden too. Where two variables make nearly the same
-    groups, so that one lies within another and what remains is a few, the later variable's are all hidden.
+    groups, so that some of one's together lie within some of the other's and what remains is a few, the later variable's are
+    all hidden.
     """
     found: dict[str, frozenset[int]] = {}
-    told: list[Bools] = []
+    told: list[list[Bools]] = []
     for name, level in of.items():
         own = _hidden(level, event, k, also.get(name, frozenset()))
         there = frozenset(level.tolist())
         blocks = [level == place for place in sorted(there - own)]
         if blocks and there & own:
             blocks.append(np.isin(level, sorted(own)))
-        if any(_nearly(block, other, event, k) for block in blocks for other in told):
+        if any(_nearly(blocks, others, event, k) for others in told):
             own, blocks = there | own, []
         found[name] = own
-        told += blocks
+        told.append(blocks)
     return found
 
 
@@ -108,8 +109,26 @@ def _hidden(level: Ints, event: Bools, k: int, also: frozenset[int]) -> frozense
     return frozenset(own)
 
 
-def _nearly(one: Bools, other: Bools, event: Bools, k: int) -> bool:
-    """Whether one group lies within the other, and the rest of that, which follows by subtraction, is a few."""
-    return any(
-        not np.any(inner & ~outer) and few(outer & ~inner, event, k) for inner, outer in ((one, other), (other, one))
-    )
+AT_ONCE: Final = 1 << 12
+"""Choices of groups that are looked at together: a variable of twenty has a million."""
+
+
+def _nearly(these: Sequence[Bools], others: Sequence[Bools], event: Bools, k: int) -> bool:
+    """Whether some of these groups together lie within some of the others', and the rest, which follows by subtraction, is a few.
+
+    Both share out all patients, or are none, so that others within these need no second look: the patients outside of either
+    lie the other way round, with the same rest. The others that these reach into are enough: one more is no few.
+    """
+    if not these or not others:
+        return False
+    inner, outer = sorted((these, others), key=len)
+    a, b = (np.array(groups, dtype=np.int64) for groups in (inner, outer))
+    touch, having = a @ b.T > 0, event.astype(np.int64)
+    for first in range(1, 2 ** len(a), AT_ONCE):
+        number = np.arange(first, min(first + AT_ONCE, 2 ** len(a)))
+        chosen = number[:, None] >> np.arange(len(a)) & 1
+        around = (chosen @ touch > 0).astype(np.int64)
+        n, events = (around @ (b @ who) - chosen @ (a @ who) for who in (np.ones_like(having), having))
+        if any(np.any((count > 0) & (count < k)) for count in (n, events, n - events)):
+            return True
+    return False

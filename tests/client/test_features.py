@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from flwr.app import Message
 from safetensors.torch import save_file
 
 from ich_client.site import Site
@@ -20,7 +21,8 @@ from ich_models.exchange import seen_by
 from ich_models.files import read_arrays
 from ich_models.networks.options import TINY_TEXT, TINY_VOLUME
 from ich_models.networks.staged import Encoder
-from ich_models.protocol import TRAIN, WEIGHTS, TrainReply, from_record
+from ich_models.protocol import TRAIN, WEIGHTS, TrainReply, from_record, to_record
+from ich_server.rounds import Quarantine
 from ich_strategies.plan import Plan
 
 FROZEN = {
@@ -181,6 +183,27 @@ def test_a_hospital_without_images_does_not_hold_the_encoder_back(tmp_path: Path
     assert seen["image"] == [sum(seeing.patients.present["image"][Site(plan, seeing, tmp_path).split(0).train])]
     for part in encoder:
         assert np.allclose(together[:, part], own[:, part], atol=1e-7)
+
+
+def test_nobody_has_trained_an_encoder_with_more_patients_than_it_has(tmp_path: Path) -> None:
+    """These counts weigh an encoder's part of the update: more than the patients who train would outvote the others."""
+    claims = {"b": {"image": [1000]}, "c": {"image": []}, "d": {"smell": [1]}}
+
+    def around(client: Any) -> Any:
+        def call(message: Any, context: Any) -> Any:
+            reply = client(message, context)
+            if message.metadata.message_type != TRAIN:
+                return reply
+            answer, rows = from_record(reply.content, TrainReply)
+            seen = claims.get(answer.hospital, answer.seen)
+            return Message(to_record(answer.model_copy(update={"seen": seen}), rows), reply_to=message)
+
+        return call
+
+    settings = study({"name": "concat", "size": "tiny"}, stage={"rounds": 1, "epochs": 1}, quorum={"hospitals": 1})
+    members = [hospital(name, 12, 0) for name in "abcd"]
+    found = small.study(settings, members, tmp_path, around=around)
+    assert list(found.quarantined) == [Quarantine("round 1", name, "patients") for name in "bcd"]
 
 
 def test_published_weights_come_from_the_hospitals_own_file(tmp_path: Path) -> None:

@@ -214,6 +214,10 @@ def test_a_model_of_another_study_or_a_damaged_one_is_refused(table: Path) -> No
         models.write(folder, model.plan, wrong, 0.4, "0" * 64)
         with pytest.raises(ConfigurationError, match="'weights' has"):
             models.read(folder)
+    for threshold in (1.4, -0.1):
+        models.write(folder, model.plan, tensors, threshold, "0" * 64)
+        with pytest.raises(ConfigurationError, match="not a model that a study ended with"):
+            models.read(folder)
     models.write(folder, model.plan, {WEIGHTS: tensors[WEIGHTS]}, 0.4, "0" * 64)
     with pytest.raises(ConfigurationError, match="by its own patients"):
         models.read(folder)

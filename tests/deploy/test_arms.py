@@ -14,7 +14,7 @@ from ich_client.tables import Hospital
 from ich_deploy import arms
 from ich_deploy.arms import Scored, compare, cross_site
 from ich_models.batch import Patients
-from ich_models.metrics import Estimate
+from ich_models.metrics import Estimate, youden_threshold
 
 RECIPE = {"epochs": 2, "batch": 16, "optimizer": small.SGD}
 
@@ -46,10 +46,76 @@ def test_each_model_leaves_out_whom_it_is_tested_on(tmp_path: Path, monkeypatch:
     local = [({name}, part) for name in sorted(everyone) for part in (1, 2)]
     without_one = [(everyone - {name}, 0) for name in sorted(everyone)]
     assert learnt == [*local, *without_one, (everyone, 1), (everyone, 2)]
-    assert list(found) == ["loho", "federated", "local", "pooled", "pooled_within"]
+    assert {name: arm.reference for name, arm in found.items()} == {
+        **{"loho": None, "federated": None, "local": "federated"},
+        **{"pooled": "loho", "pooled_within": "federated"},
+    }
     for arm in found.values():
         assert {name: e.n for name, e in arm.hospitals.items()} == {"east": 50, "north": 80, "south": 65}
         assert arm.pooled.n == 195
+
+
+def test_under_scaling_by_hospital_each_scales_its_own_and_all_together_are_scaled_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By NumPy, from the weights of the federated and the pooled models: Brier at each hospital by its own mean and standard deviation, and of all
+    195 patients by those of the two hospitals that the fold learnt from."""
+    settings = small.federation(table={"scaling": "hospital"}, evaluation={"comparisons": {"pooled": RECIPE}})
+    members = small.hospitals()
+    result = small.study(settings, members, tmp_path)
+    plan = small.Plan(settings, 42)
+    models: dict[frozenset[str], arms.Model] = {}
+    original = arms.train_alone
+
+    def noting(plan: Any, sites: Any, *rest: Any) -> Any:
+        model = original(plan, sites, *rest)
+        models[frozenset(site.hospital.name for site in sites)] = model
+        return model
+
+    monkeypatch.setattr(arms, "train_alone", noting)
+    found = dict(compare(plan, small.sites(plan, members, tmp_path), result))
+
+    def squares(arm: str, member: Hospital, by: np.ndarray) -> np.ndarray:
+        """Squared errors of the model that never saw a hospital, on its patients scaled by the columns of `by`."""
+        mean, sd = np.nanmean(by, axis=0), np.nanstd(by, axis=0)
+        x = (np.where(np.isnan(member.patients.table), mean, member.patients.table) - mean) / sd
+        others = frozenset(each.name for each in members if each is not member)
+        rows = models[others].rows if arm == "pooled" else result.of([f"without:{member.name}"])
+        weights = rows["weights"][0].astype(float)
+        return (1 / (1 + np.exp(-(x @ weights[:-1] + weights[-1]))) - member.patients.labels) ** 2
+
+    others = [np.concatenate([o.patients.table for o in members if o is not member]) for member in members]
+    for name in ("loho", "pooled"):
+        for member in members:
+            own = squares(name, member, member.patients.table).mean()
+            assert found[name].hospitals[member.name].metrics["brier"].value == pytest.approx(own, abs=1e-5)
+        of_all = np.concatenate([squares(name, member, by) for member, by in zip(members, others, strict=True)])
+        assert found[name].pooled.metrics["brier"].value == pytest.approx(of_all.mean(), abs=1e-5)
+
+
+def test_without_folds_all_are_compared_with_the_model_of_all_hospitals(tmp_path: Path) -> None:
+    evaluation = {"leave_one_hospital_out": False, "test": 0.3, "comparisons": {"pooled": RECIPE}}
+    settings, members = small.federation(evaluation=evaluation, stage={"rounds": 1}), small.hospitals()
+    result = small.study(settings, members, tmp_path)
+    plan = small.Plan(settings, 42)
+    found = dict(compare(plan, small.sites(plan, members, tmp_path), result))
+    assert {name: arm.reference for name, arm in found.items()} == {"federated": None, "pooled": "federated"}
+    assert found["pooled"].differences.keys() == {"east", "north", "south"}
+
+
+def test_a_threshold_is_chosen_on_validation_patients_where_there_are_any(tmp_path: Path) -> None:
+    for share in (0.3, None):
+        settings = small.federation(evaluation={"validation": share, "comparisons": {"pooled": RECIPE}})
+        plan = small.Plan(settings, 42)
+        site = small.sites(plan, small.hospitals(), tmp_path / str(share))["north"]
+        model = arms.train_alone(plan, [site], 0, settings.evaluation.comparisons.pooled, (1,))
+        patients = site.hospital.patients.take(site.split(0).validation if share else site.split(0).train)
+        assert len(patients) == (24 if share else 80)
+        fill, centre, scale = model.rows["constants"][0].reshape(3, -1).astype(float)
+        weights = model.rows["weights"][0].astype(float)
+        x = (np.where(np.isnan(patients.table), fill, patients.table) - centre) * scale
+        p = 1 / (1 + np.exp(-(x @ weights[:-1] + weights[-1])))
+        assert model.threshold == pytest.approx(youden_threshold(patients.labels, p), abs=1e-6)
 
 
 def clinic(name: str, patients: int, seed: int) -> Hospital:
@@ -125,6 +191,11 @@ def test_a_difference_has_delongs_paired_interval() -> None:
     assert found.value == pytest.approx(gap.mean(), abs=1e-12)
     assert (found.low, found.high) == pytest.approx((gap.mean() - half, gap.mean() + half), abs=1e-12)
     assert arms._differences({"x": one}, {"x": one})["x"] == Estimate(0.0, None, None)
+    few = np.flatnonzero(labels == 0).tolist() + np.flatnonzero(labels)[:9].tolist()
+    less = [Scored(labels[few], scores[few], limit[few]) for scores in (first, second)]
+    nine = arms._differences({"x": less[0]}, {"x": less[1]})["x"]
+    assert nine.value == pytest.approx(gap[:9].mean(), abs=1e-12)
+    assert (nine.low, nine.high) == (None, None), "nine with the event"
     assert arms._differences({"x": Scored(labels * 0, first, limit)}, {"x": Scored(labels * 0, second, limit)}) == {}
     with pytest.raises(ValueError, match="other patients"):
         arms._differences({"x": one}, {"x": Scored(1 - labels, second, limit)})
@@ -199,6 +270,10 @@ def test_what_a_hospital_withholds_is_not_what_is_left_of_a_sum(tmp_path: Path) 
         assert not found.pooled.bins
         assert not found.pooled.decisions
         told = [found.hospitals[name] for name in ("south", "west")]
+        for one, k in zip(told, (10, 20), strict=True):
+            counts = [count for each in one.bins for count in (each.events, each.patients - each.events)]
+            assert counts
+            assert all(count == 0 or count >= k for count in counts)
         brier = sum(one.n * one.metrics["brier"].value for one in told) / 190
         assert found.pooled.metrics["brier"].value == pytest.approx(brier, abs=1e-12)
 

@@ -40,6 +40,7 @@ from ich_models.protocol import (
     is_refusal,
     to_record,
 )
+from ich_models.statistics import Moments
 from ich_server import checkpoint
 from ich_strategies.plan import Plan
 
@@ -131,6 +132,25 @@ def test_columns_are_scaled_by_public_numbers(tmp_path: Path) -> None:
     # fill, centre, scale of a, b, c: a and c lie anywhere within -10 to 10
     uniform = 12**0.5 / 20
     assert constants == pytest.approx([0, 4, 0, 0, 4, 0, uniform, 0.5, uniform], rel=1e-6)
+
+
+def test_yes_and_no_stay_as_they_are_and_numbers_from_0_do_not() -> None:
+    """a: 0 or 1; b: 0 to 12, so 6 and 12 / sqrt(12) about it; c: published. Nobody's own numbers have a say."""
+    number = {"type": "number", "known_at": "admission", "range": [0, 12]}
+    variables = {
+        "a": {"type": "yes_no", "known_at": "admission"},
+        "b": number,
+        "c": number,
+        "mrs": small_private.TABLE["variables"]["mrs"],
+    }
+    settings = small.federation(
+        table={"variables": variables},
+        privacy={**small_private.PRIVACY, "public": {"c": {"mean": 5.0, "sd": 2.0}}},
+        evaluation={"threshold": 0.5},
+    )
+    nothing = Moments(60, 0, 0, np.zeros(3), np.zeros(3), np.zeros(3), np.ones(3, np.bool_))
+    constants = Plan(settings, 42).constants_row(nothing)[0]
+    assert constants == pytest.approx([0.5, 6, 5, 0, 6, 5, 1, 12**0.5 / 12, 0.5], rel=1e-6)
 
 
 def test_a_weight_without_noise_does_not_pass_as_statistics(tmp_path: Path) -> None:

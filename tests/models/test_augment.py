@@ -69,6 +69,29 @@ def test_a_turn_of_ninety_degrees_turns_every_slice_alike(monkeypatch: pytest.Mo
     )
 
 
+def test_a_larger_scale_enlarges_about_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spot 6 pixels right of the middle and 4 above it is 9 right and 6 above it at a scale of 1.5."""
+    places = torch.arange(41.0) - 20
+    spot = torch.exp(-((places - 6) ** 2 + (places[:, None] + 4) ** 2) / 4)
+    monkeypatch.setattr(torch, "rand", lambda *shape: torch.ones(*shape))  # the largest scale
+    moved = augment._moved(augment.Affine(name="affine", scale=0.5), spot[None, None])[0, 0]
+    assert float((moved * places).sum() / moved.sum()) == pytest.approx(9, abs=0.01)
+    assert float((moved * places[:, None]).sum() / moved.sum()) == pytest.approx(-6, abs=0.01)
+    assert float(moved.sum() / spot.sum()) == pytest.approx(1.5**2, rel=0.01)
+
+
+def test_brightness_and_contrast_are_their_own_shares_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = torch.rand(3, 1, 2, 4, 4)
+    draws = torch.tensor([1.0, 0.5]).reshape(
+        2, 1, 1, 1, 1, 1
+    )  # contrast at its highest, brightness as it was; then reversed
+    for drawn, contrast, brightness in ((draws, 1.2, 1.0), (draws.flip(0), 1.0, 1.2)):
+        monkeypatch.setattr(torch, "rand", lambda *shape, drawn=drawn: drawn.expand(shape))
+        found = augment._jittered(0.2, image)
+        mean = image.mean((1, 2, 3, 4), keepdim=True)
+        assert torch.allclose(found, (image - mean) * contrast + mean * brightness, atol=1e-6)
+
+
 def test_intensity_keeps_the_mean_when_only_contrast_changes() -> None:
     image = torch.rand(3, 1, 2, 4, 4)
     found = augment.of_batch(of(name="intensity", jitter=0.5), Batch(None, torch.zeros(3), image=image)).image
@@ -118,6 +141,33 @@ def test_mixup_is_a_weighted_mean_of_two_patients_and_their_labels() -> None:
                 break
         else:
             pytest.fail("no pair of patients gives this one")
+
+
+def test_who_is_mixed_has_what_both_have_and_the_text_of_the_larger_share() -> None:
+    """The features are one patient's number each, so that they say who was mixed with whom, and in which shares."""
+    torch.manual_seed(1)
+    text = torch.arange(40)[:, None].expand(40, 3) + 1
+    present = {"image": torch.rand(40) < 0.7, "text": torch.rand(40) < 0.7}
+    plain = Batch(None, torch.zeros(40), text=text, present=present, features={"image": torch.eye(40)})
+    found = augment.of_batch(of(name="mixup", p=1.0), plain)
+    shares = found.features["image"]
+    assert found.text is not None
+    larger, both = shares.argmax(1), shares > 0
+    assert (larger != torch.arange(40)).any()
+    assert torch.equal(found.text, text[larger])
+    assert torch.equal(found.present["text"], present["text"][larger])
+    assert torch.equal(found.present["image"], ~(both & ~present["image"]).any(1))
+
+
+def test_neighbours_are_those_of_columns_of_one_variance() -> None:
+    """300 mL apart among volumes that differ by 1000, or 3 points among scores that differ by 1: the first are nearer."""
+    others = torch.tensor([[1000.0, 1.0], [-1000.0, -1.0]]).repeat(20, 1)
+    table = torch.cat([torch.tensor([[0.0, 0.0], [300.0, 0.0], [0.0, 3.0]]), others])
+    label = torch.tensor([1.0] * 3 + [0.0] * 40)
+    torch.manual_seed(0)
+    rows = augment.of_epoch(of(name="replicate"), Batch(table, label))
+    assert rows is not None
+    assert set(rows[43:].tolist()) == {0, 1}
 
 
 def test_replication_fills_the_rarer_class_up_with_neighbours_of_its_own() -> None:

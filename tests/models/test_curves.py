@@ -43,9 +43,9 @@ def test_net_benefit_of_a_published_kind_by_hand() -> None:
 def test_bins_and_curve_by_hand() -> None:
     y = [0, 0, 1, 0, 1, 1]
     p = [0.1, 0.2, 0.3, 0.5, 0.7, 0.9]
-    bins, curve = groups(y, p, 0.5, [0.2, 0.5, 0.95])
+    bins, curve = groups(y, p, 0.5, [0.2, 0.5, 0.7, 0.95])
     assert bins == tuple(Bin(1, label, score) for label, score in zip(y, p, strict=True))
-    assert curve == (Decision(0.2, 3, 2), Decision(0.5, 2, 1), Decision(0.95, 0, 0))
+    assert curve == (Decision(0.2, 3, 2), Decision(0.5, 2, 1), Decision(0.7, 2, 0), Decision(0.95, 0, 0))
 
 
 @pytest.mark.parametrize("n", [200, 1000])
@@ -179,15 +179,31 @@ def test_thresholds_that_differ_between_patients_are_judged_too(seed: int) -> No
     assert bins
 
 
-def test_a_few_whom_the_threshold_tells_of_are_not_looked_for_further() -> None:
-    """Recall tells of three events below 0.4. That nobody with the event lies below 0.25 would say where the three are."""
-    y = np.repeat([1, 1, 0, 0], [3, 40, 30, 30])
-    p = np.repeat([0.35, 0.8, 0.1, 0.6], [3, 40, 30, 30])
+@pytest.mark.parametrize("few", [3, 9])
+def test_a_few_whom_the_threshold_tells_of_are_not_looked_for_further(few: int) -> None:
+    """Recall tells of so many events below 0.4. That nobody with the event lies below 0.25 would say where they are."""
+    y = np.repeat([1, 1, 0, 0], [few, 40, 30, 30])
+    p = np.repeat([0.35, 0.8, 0.1, 0.6], [few, 40, 30, 30])
     bins, curve = groups(y, p, 0.4, [0.25], K)
     assert curve == ()
-    assert bins == (Bin(103, 43, round(float(p.mean()), 3)),)
-    more = groups(np.append(y, [1] * 7), np.append(p, [0.35] * 7), 0.4, [0.25], K)[1]
+    assert bins == (Bin(100 + few, 40 + few, round(float(p.mean()), 3)),)
+    more = groups(np.append(y, [1] * (10 - few)), np.append(p, [0.35] * (10 - few)), 0.4, [0.25], K)[1]
     assert more == (Decision(0.25, 50, 30),), "ten are no few"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_few_at_several_thresholds_are_not_parted_between_these(turned: bool) -> None:
+    """Two parts, judged at 0.3 and 0.6. Of the events three are called positive: one at 0.35, by the lower threshold, and two
+    at 0.65. A cut at 0.5 leaves 41 events below it and 42 above, no few; but it parts the three. Turned: not called positive."""
+    p = np.repeat([0.35, 0.65, 0.2, 0.55, 0.1, 0.9], [1, 2, 40, 40, 30, 30])
+    limits = np.repeat([0.3, 0.6, 0.3, 0.6, 0.3, 0.6], [1, 2, 40, 40, 30, 30])
+    y = np.repeat([1, 0], [83, 60])
+    if turned:  # as if seen in a mirror at 0.45
+        p, limits = 0.9 - p, 0.9 - limits
+    called = p >= limits
+    assert np.count_nonzero((called != turned) & (y == 1)) == 3
+    assert smallest_told(y, [called, p >= 0.5 - 0.1 * turned], [called]) < 3
+    assert groups(y, p, limits, [0.5 - 0.1 * turned], K)[1] == ()
 
 
 def test_a_mean_does_not_tell_by_its_digits_whom_it_is_the_mean_of() -> None:
@@ -199,6 +215,7 @@ def test_a_mean_does_not_tell_by_its_digits_whom_it_is_the_mean_of() -> None:
     eight = np.unique(p)
     exact = [one.mean * one.patients for one in groups(y, p, 0.5, [])[0]]
     rounded = groups(y, p, 0.5, [], K)[0]
+    assert all(one.mean == round(one.mean, 3) for one in groups(y, p, 0.5, [], 2)[0]), "two are a few, too"
     assert exact == pytest.approx([value * (p == value).sum() for value in eight], abs=1e-12)
     assert all(one.mean == round(one.mean, 3) for one in rounded)
     assert all(one.patients >= K for one in rounded)

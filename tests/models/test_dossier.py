@@ -132,6 +132,7 @@ def test_a_file_exchanged_with_its_checksum_is_found(packed: bytes, place: Path)
     [
         (dossier.FEDERATION, b'{"name": "small", "rounds": 4}', "another hash"),
         (dossier.RESULTS, b'{"study": {"federation": "00"}, "models": {}}', "another study"),
+        (dossier.RESULTS, RESULTS.replace(b"abab", b"acac"), "other models"),
         (dossier.RESULTS, b"{", "cannot be read"),
     ],
 )
@@ -140,6 +141,32 @@ def test_signed_parts_that_do_not_belong_together_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=said):
         verified(place, dossier.pack(manifest(), {**FILES, name: content}, *signer))
+
+
+@pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../b", ".", "a//b", "b\\c"])
+def test_a_name_that_leads_elsewhere_is_refused(packed: bytes, place: Path, name: str) -> None:
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        files = {each: archive.read(each) for each in archive.namelist()}
+    with pytest.raises(DataError, match="other files than a dossier"):
+        verified(place, dossier.stored({**files, name: b""}))
+
+
+def test_a_manifest_is_signed_in_the_one_form_that_it_is_shown_in(
+    packed: bytes, place: Path, signer: tuple[bytes, ec.EllipticCurvePrivateKey]
+) -> None:
+    """A field named twice is read as the second by Python, and as the first by others; a signature over it is no use."""
+    with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        files = {each: archive.read(each) for each in archive.namelist()}
+    text = files["manifest.json"].replace(b"{", b'{\n  "study": "large",', 1)
+    signature = signer[1].sign(text, ec.ECDSA(hashes.SHA384()))
+    with pytest.raises(DataError, match="not those that were signed"):
+        verified(place, dossier.stored({**files, "manifest.json": text, "manifest.sig": signature}))
+
+
+def test_what_is_too_large_is_not_read(packed: bytes, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dossier, "LARGEST", len(packed) - 1)
+    with pytest.raises(DataError, match="too large for a dossier"):
+        verified(place, packed)
 
 
 def test_of_an_audit_export_the_head_alone_is_taken(tmp_path: Path) -> None:

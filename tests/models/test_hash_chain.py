@@ -63,10 +63,22 @@ def test_a_line_that_was_taken_out_shows(log: Path, number: int) -> None:
     assert f"line {number} is not what was written there" in broken(log)
 
 
-def test_a_cut_end_shows_when_it_is_read_and_when_it_is_written(log: Path) -> None:
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_line_rewritten_with_a_sound_hash_shows_at_the_next(log: Path, number: int) -> None:
+    """Its own hash is right again; what the line after it carries is not."""
+    lines = log.read_bytes().splitlines(keepends=True)
+    old = json.loads(lines[number - 1])
+    forged = hash_chain._entry(number, old["time"], {"event": "forged"}, old["previous"])
+    lines[number - 1] = hash_chain._line(forged, old["previous"])
+    log.write_bytes(b"".join(lines))
+    assert f"line {number + 1} is not what was written there" in broken(log)
+
+
+@pytest.mark.parametrize("kept", [2, 3])
+def test_a_cut_end_shows_when_it_is_read_and_when_it_is_written(log: Path, kept: int) -> None:
     lines = log.read_text().splitlines(keepends=True)
-    log.write_text("".join(lines[:2]))
-    assert "it has 2 lines, and its seal says 4" in broken(log)
+    log.write_text("".join(lines[:kept]))
+    assert f"it has {kept} lines, and its seal says 4" in broken(log)
     with pytest.raises(DataError, match="shorter than at its line 4"):
         hash_chain.append(log, {"event": "e"})
 

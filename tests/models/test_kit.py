@@ -1,12 +1,15 @@
 """A kit is taken whole and signed, or not at all."""
 
 import io
+import warnings
 import zipfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from ich_models import kit
 from ich_models.errors import ConfigurationError
@@ -109,6 +112,36 @@ def test_another_ca_did_not_sign_it(authority: tuple[bytes, ec.EllipticCurvePriv
 @pytest.mark.parametrize("name", ["kit.json", "kit.sig", "ca.pem", "federation.yaml"])
 def test_every_part_is_needed(authority: tuple[bytes, ec.EllipticCurvePrivateKey], tmp_path: Path, name: str) -> None:
     assert "this kit cannot be used" in refused(tmp_path / "k.zip", changed(packed(authority), name, None))
+
+
+def test_a_kit_without_a_study_is_refused_though_it_is_signed(
+    authority: tuple[bytes, ec.EllipticCurvePrivateKey], tmp_path: Path
+) -> None:
+    whole = kit.pack(facts(), {"ca.pem": authority[0]}, authority[1])
+    assert "federation.yaml is missing in it" in refused(tmp_path / "k.zip", whole)
+
+
+def test_two_files_of_one_name_are_refused(authority: tuple[bytes, ec.EllipticCurvePrivateKey], tmp_path: Path) -> None:
+    """The signed one is last, which is what Python reads; another program would show the first."""
+    whole = packed(authority)
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(result, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile's own, of the second name
+        archive.writestr("federation.yaml", b"name: other\n")
+        for each in old.namelist():
+            archive.writestr(each, old.read(each))
+    assert "other files than a kit does" in refused(tmp_path / "k.zip", result.getvalue())
+
+
+def test_a_ca_of_another_kind_is_refused_in_words(
+    authority: tuple[bytes, ec.EllipticCurvePrivateKey], tmp_path: Path
+) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    name, now = x509.Name([]), datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    other = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    assert "not a kit of this version" in refused(tmp_path / "k.zip", changed(packed(authority), "ca.pem", other))
 
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/b", "..", "kit/../../x"])

@@ -29,6 +29,7 @@ from ich_models.losses import (
     nt_xent,
     outcome,
     over_elements,
+    plain,
     similarity_distribution,
     summed,
 )
@@ -192,11 +193,12 @@ def test_asymmetric_by_hand(p: float) -> None:
     assert negative == pytest.approx(-(shifted**4) * math.log(1 - shifted), abs=1e-15)
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.05])
 @pytest.mark.parametrize("logit", [-200.0, 200.0])
 @pytest.mark.parametrize("label", [0.0, 1.0])
-def test_asymmetric_is_finite_with_its_gradient(logit: float, label: float) -> None:
+def test_asymmetric_is_finite_with_its_gradient(logit: float, label: float, margin: float) -> None:
     logits = torch.tensor([logit], requires_grad=True)
-    value = asymmetric(logits, torch.tensor([label]))
+    value = asymmetric(logits, torch.tensor([label]), margin=margin)
     value.sum().backward()
     assert logits.grad is not None
     assert torch.isfinite(value).all()
@@ -216,6 +218,8 @@ def test_masked_tokens_are_means_by_patient() -> None:
     assert found.values.tolist() == pytest.approx([(each[0] + each[1]) / 2, 0, each[2], 0])
     assert found.who.tolist() == [True, False, True, False]
     assert found.mean().item() == pytest.approx(((each[0] + each[1]) / 2 + each[2]) / 2)
+    without = masked_tokens(logits, target, patient, torch.arange(4) > 0)
+    assert without.mean().item() == pytest.approx(each[2]), "patient 0 takes no part"
 
 
 def test_masked_patches_are_normalised_by_patch_and_only_hidden_ones_count() -> None:
@@ -244,6 +248,20 @@ def test_slices_are_means_by_patient() -> None:
     assert found.who.tolist() == [True, False]
     assert found.mean().item() == 2.0
     assert over_elements(values, None).values.tolist() == [pytest.approx(104 / 3), 5.0]
+
+
+def test_a_loss_of_labels_is_a_mean_of_patients_who_have_any() -> None:
+    """Four slices of one type for three patients: labels 1 and 0, one label 1, none. At p = 1/2 each label costs log 2."""
+    nan = torch.nan
+    label = torch.tensor([[1.0, 0.0, nan, nan], [nan, 1.0, nan, nan], [nan] * 4], dtype=torch.float64)[..., None]
+    p = torch.tensor([[0.5, 0.2, 0.9, 0.9], [0.9, 0.4, 0.9, 0.9], [0.9] * 4], dtype=torch.float64)[..., None]
+    two = torch.stack([torch.logit(p), torch.zeros_like(p)])
+    first = ((-math.log(0.5) - math.log(0.8)) / 2 - math.log(0.4)) / 2
+    assert plain(two, label).tolist() == pytest.approx([first, math.log(2)])
+    assert plain(two[:, 2:], label[2:]).isnan().all(), "nobody has a label"
+    assert plain(two[:, :, 0, 0], torch.tensor([1.0, 0.0, 1.0])).tolist() == pytest.approx(
+        [-(math.log(0.5) + math.log(0.1) + math.log(0.9)) / 3, math.log(2)]
+    )
 
 
 # --- terms and their sum ----------------------------------------------------------------------------------------------

@@ -415,6 +415,16 @@ def test_slope_is_not_estimated_where_the_likelihood_has_no_maximum(scores):
     assert found["calibration_intercept"].value is not None
 
 
+def test_a_slope_beyond_every_meaning_is_not_given():
+    """Scores that differ in the eleventh decimal: the slope is P's over 4e-11, and a reply with more than 1e9 is set aside."""
+    x = 4 * P
+    expected = sm.Logit(Y, sm.add_constant(x)).fit(disp=0).params[1] / 1e-11
+    assert expected > RANGES["calibration_slope"][1]
+    assert evaluate(Y, 0.5 + 1e-11 * P, 0.5, resamples=0).metrics["calibration_slope"] == NOTHING
+    near = evaluate(Y, 0.5 + 1e-8 * P, 0.5, resamples=0).metrics["calibration_slope"]
+    assert near.value == pytest.approx(expected / 1e3, rel=1e-6)
+
+
 def test_slope_with_one_pair_out_of_order_is_finite():
     y = np.repeat([1, 0], 50)
     p = np.concatenate([np.linspace(0.6, 0.99, 50), np.linspace(0.01, 0.4, 50)])
@@ -531,7 +541,9 @@ def test_the_order_of_patients_changes_nothing(rows, random, threshold):
     y, p = map(np.array, zip(*rows, strict=True))
     mixed = list(range(len(rows)))
     random.shuffle(mixed)
-    assert repr(evaluate(y, p, threshold, resamples=20)) == repr(evaluate(y[mixed], p[mixed], threshold, resamples=20))
+    for limits in (np.full(y.size, threshold), np.where(np.arange(y.size) % 2, threshold, 1 - threshold)):
+        first, second = evaluate(y, p, limits, resamples=20), evaluate(y[mixed], p[mixed], limits[mixed], resamples=20)
+        assert repr(first) == repr(second)
     assert youden_threshold(y, p) == youden_threshold(y[mixed], p[mixed])
     if 0 < y.sum() < y.size:
         assert repr(delong(y, p)) == repr(delong(y[mixed], p[mixed]))

@@ -102,6 +102,39 @@ def test_patients_have_the_intervals_of_patients() -> None:
             assert found.metrics[name] == plain.metrics[name]
 
 
+def test_each_type_and_patient_has_its_own_threshold() -> None:
+    """As in cross-validation, where each part's model has thresholds of its own, one for each type."""
+    targets, probabilities = drawn()
+    limits = np.random.default_rng(3).choice([0.2, 0.35, 0.5, 0.65], (40, 5))
+    targets[0] = NAN  # whoever has no label keeps nobody else's threshold
+    found = evaluate_slices(40, 0, targets, probabilities, limits, resamples=0)
+    for k, kind in enumerate(HAEMORRHAGES):
+        known = ~np.isnan(targets[..., k])
+        called = probabilities[..., k] >= limits[:, None, k]
+        positive = targets[..., k] == 1
+        expected = (
+            (called & positive).sum() / positive.sum(),
+            (~called & known & ~positive).sum() / (known & ~positive).sum(),
+        )
+        slices = found.types[kind].slices.metrics
+        assert (slices["recall"].value, slices["specificity"].value) == pytest.approx(expected, abs=1e-12)
+        some, ill, suspected = known.any(1), positive.any(1), (called & known).any(1)
+        patients = found.types[kind].patients.metrics
+        assert patients["recall"].value == pytest.approx((suspected & ill).sum() / ill.sum(), abs=1e-12)
+        healthy = some & ~ill
+        assert patients["specificity"].value == pytest.approx((healthy & ~suspected).sum() / healthy.sum(), abs=1e-12)
+        f2 = fbeta_score(ill[some], suspected[some], beta=2)
+        assert patients["f2"].value == pytest.approx(f2, abs=1e-12)
+
+
+def test_nine_patients_without_a_type_give_no_interval() -> None:
+    targets, probabilities = drawn(patients=25)
+    targets[..., 0] = 1
+    targets[:9, :, 0] = 0
+    nine = measured(targets, probabilities).types[HAEMORRHAGES[0]].slices
+    assert (nine.n - nine.events, nine.metrics["auroc"].low) == (54, None)
+
+
 def test_what_nobody_has_or_nobody_has_labelled_has_no_figures() -> None:
     targets, probabilities = drawn(patients=25)
     targets[..., 0] = 0
@@ -132,7 +165,7 @@ def test_counts_and_thresholds_by_type() -> None:
     targets = np.full((3, 2, 5), NAN)
     targets[0, :, 0] = 1, 0
     targets[1, 0, 0] = 0
-    targets[2, 0, 1] = 1
+    targets[2, :, 1] = 1
     patients, with_it = having(targets)
     assert patients.tolist() == [2, 1, 0, 0, 0]
     assert with_it.tolist() == [1, 1, 0, 0, 0]

@@ -1,6 +1,6 @@
 """Subgroups: who belongs to which, and an attacker who subtracts the ones that are told from all patients."""
 
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ def of(*sizes: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         ([(50, 20), (60, 30), (3, 1)], {0, 2}),  # the three follow from the others: the next smallest goes too
         ([(50, 20), (60, 30), (7, 3), (8, 4)], {0, 2, 3}),  # fifteen together, and seven events
         ([(80, 40), (60, 30), (25, 9), (24, 12)], {2, 3}),  # the nine events hide among 21
+        ([(50, 20), (60, 30), (30, 25)], {0, 2}),  # thirty, but five without the event
         ([(50, 0), (60, 30)], set()),
         ([(15, 8), (14, 7)], {0, 1}),
     ],
@@ -115,6 +116,67 @@ def test_two_variables_that_make_nearly_the_same_groups() -> None:
     assert hidden({"old": old, "sex": apart}, np.arange(100) % 4 < 2, 10, {})["sex"] == frozenset()
 
 
+def test_levels_that_together_make_nearly_the_same_groups() -> None:
+    """50 are retired. 25 are 65 to 80 and 27 over 80, these 52 being the retired and two more, who follow by adding and
+    subtracting though neither level alone lies within the other variable's."""
+    event = np.arange(100) % 2 == 0
+    retired = np.repeat([1, 0], [50, 50])
+    age = np.repeat([1, 2, 0, 3], [25, 27, 24, 24])
+    assert hidden({"retired": retired, "age": age}, event, 10, {})["age"] == frozenset({0, 1, 2, 3})
+    assert hidden({"age": age, "retired": retired}, event, 10, {})["retired"] == frozenset({0, 1})
+    twenty = np.repeat([1, 2, 0], [25, 45, 30])  # twenty more, ten of them with the event
+    assert hidden({"retired": retired, "age": twenty}, event, 10, {})["age"] == frozenset()
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.integers(0, 10_000), st.integers(2, 5), st.integers(2, 5), st.integers(0, 30), st.integers(2, 10))
+def test_no_few_follow_from_the_levels_of_two_variables(seed: int, first: int, second: int, moved: int, k: int) -> None:
+    """The second goes by the first, up to a few patients: whatever is told of both, no group within another leaves a few."""
+    generator = np.random.default_rng(seed)
+    level = generator.integers(0, first, 150)
+    other = generator.integers(0, second, first)[level] * 2 + generator.integers(0, 2, 150)
+    other[generator.choice(150, moved, replace=False)] = generator.integers(0, 2 * second)
+    event = generator.random(150) < 0.5
+    own = hidden({"x": level, "y": other}, event, k, {})
+    groups = [reachable(values, own[name]) for name, values in (("x", level), ("y", other))]
+    for one, two in product(*groups):
+        for inner, outer in ((one, two), (two, one)):
+            assert np.any(inner & ~outer) or not few(outer & ~inner, event, k)
+
+
+def test_a_variable_is_held_against_all_before_it_that_are_told() -> None:
+    """40 retired, 42 over 65, the two among them; whoever else is not over 65 is of two towns, in neither of which they stand out."""
+    event = np.arange(100) % 2 == 0
+    retired = np.repeat([0, 1], [60, 40])
+    age = np.repeat([0, 2, 1], [30, 28, 42])
+    sex = np.arange(100) // 2 % 2
+    for names in (("retired", "sex", "age"), ("age", "sex", "retired")):
+        given = {"retired": retired, "sex": sex, "age": age}
+        found = hidden({name: given[name] for name in names}, event, 10, {})
+        assert found[names[0]] == found["sex"] == frozenset()
+        assert found[names[2]] == frozenset(given[names[2]].tolist())
+
+
+def test_levels_that_are_hidden_together_are_told_together() -> None:
+    """Two levels are hidden, of five events and of five others; all patients less the third are these forty. 42 over 65 are they and two."""
+    event = np.concatenate([np.arange(60) % 2 == 0, np.arange(25) < 5, np.arange(15) < 10])
+    ward = np.repeat([0, 1, 2], [60, 25, 15])
+    age = np.repeat([0, 2, 1], [30, 28, 42])
+    found = hidden({"ward": ward, "age": age}, event, 10, {})
+    assert found == {"ward": frozenset({1, 2}), "age": frozenset({0, 1, 2})}
+    assert hidden({"age": age}, event, 10, {}) == {"age": frozenset()}
+
+
+def test_a_variable_that_is_hidden_betrays_nobody() -> None:
+    """40, 49 and 60 patients, one within the other: nine and eleven lie between neighbours (of eleven, six with the event),
+    twenty between the first and the last, which may both be told."""
+    event = np.arange(120) % 2 == 0
+    first, second, third = (np.repeat([1, 0], [n, 120 - n]) for n in (40, 49, 60))
+    found = hidden({"first": first, "second": second, "third": third}, event, 10, {})
+    assert found == {"first": frozenset(), "second": frozenset({0, 1}), "third": frozenset()}
+    assert hidden({"second": second, "third": third}, event, 10, {})["third"] == frozenset({0, 1})
+
+
 def test_a_level_of_which_a_few_are_told_of_elsewhere_is_hidden() -> None:
     """40 women, 37 of them in the training patients whose sums are told: the three others follow."""
     level, event = of((40, 20), (60, 30))
@@ -124,3 +186,4 @@ def test_a_level_of_which_a_few_are_told_of_elsewhere_is_hidden() -> None:
     also: dict[str, Any] = {"sex": divided(level, (trained,), 10)}
     assert also == {"sex": frozenset({0})}
     assert hidden({"sex": level}, event, 10, also)["sex"] == frozenset({0})
+    assert divided(level, (~trained,), 10) == frozenset({0}), "three inside, 37 outside: it is the same three"

@@ -90,6 +90,78 @@ def test_the_same_counts_with_other_means_are_other_patients(two: tuple[Results,
     assert comparison.compare(with_age(first, 60), with_age(second, 60)).others["loho"] == []
 
 
+def without_hospital(run: Results, name: str) -> Results:
+    return run.model_copy(update={"hospitals": {each: one for each, one in run.hospitals.items() if each != name}})
+
+
+def test_other_counts_are_other_patients_whichever_differs(two: tuple[Results, Results]) -> None:
+    """An event more among as many tested; a patient more that took part; a hospital of which one run says nothing."""
+    first, second = two
+    tested = second.arms["loho"].hospitals
+    more = tested["h2"].model_copy(update={"events": (tested["h2"].events or 0) + 1})
+    arm = second.arms["loho"].model_copy(update={"hospitals": {**tested, "h2": more}})
+    assert comparison.compare(first, second.model_copy(update={"arms": {"loho": arm}})).others["loho"] == ["h2"]
+    for change in ({"n": 81}, {"events": 1}):
+        brought = {**second.hospitals, "h1": second.hospitals["h1"].model_copy(update=change)}
+        found = comparison.compare(first, second.model_copy(update={"hospitals": brought}))
+        assert found.others["loho"] == ["h1"]
+    assert comparison.compare(first, without_hospital(second, "h3")).others["loho"] == ["h3"]
+    neither = comparison.compare(without_hospital(first, "h3"), without_hospital(second, "h3"))
+    assert neither.others["loho"] == [], "files of an old version may say nothing of it"
+
+
+def test_columns_of_other_training_patients_say_nothing(two: tuple[Results, Results]) -> None:
+    """With another share kept for the test a hospital tells another mean, of the same patients."""
+
+    def with_age(run: Results, training: int, age: float) -> Results:
+        column = {"age": Column(known=training, mean=age, sd=1)}
+        one = run.hospitals["h1"].model_copy(update={"training": training, "columns": column})
+        return run.model_copy(update={"hospitals": {**run.hospitals, "h1": one}})
+
+    first, second = two
+    assert comparison.compare(with_age(first, 80, 60), with_age(second, 56, 61)).others["loho"] == []
+
+
+def test_a_hospital_of_one_run_alone_is_no_other_patients(two: tuple[Results, Results]) -> None:
+    first, second = two
+    fewer = {name: one for name, one in second.arms["loho"].hospitals.items() if name != "h4"}
+    arm = second.arms["loho"].model_copy(update={"hospitals": fewer})
+    found = comparison.compare(first, second.model_copy(update={"arms": {"loho": arm}}))
+    assert found.others["loho"] == []
+    assert list(found.pairs["loho"]["auroc"]) == ["h1", "h2", "h3"]
+    mean = found.mean("loho", "auroc")
+    assert mean is not None
+    differences = [pair.difference for pair in found.pairs["loho"]["auroc"].values()]
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert (mean.k, mean.low, mean.high) == pytest.approx((3, interval.low, interval.high))
+
+
+def test_runs_of_another_outcome_or_program_are_warned_of(two: tuple[Results, Results]) -> None:
+    first, second = two
+    other = second.study.model_copy(update={"outcome": "death"})
+    said = comparison.warnings(comparison.compare(first, second.model_copy(update={"study": other})))
+    assert "The two runs predict different outcomes: their differences mean nothing." in said
+    versions = [run.model_copy(update={"software": {"torch": v}}) for run, v in ((first, "1"), (second, "2"))]
+    assert "The two runs were computed by different software." in comparison.warnings(comparison.compare(*versions))
+    unknown = comparison.compare(versions[0], second.model_copy(update={"software": {}}))
+    assert "The two runs were computed by different software." not in comparison.warnings(unknown)
+
+
+def test_seeds_and_lists_are_settings_too(two: tuple[Results, Results]) -> None:
+    """A list is one setting, unless each of its places holds settings."""
+
+    def with_list(run: Results, seeds: list[int], augment: list[str]) -> Results:
+        study = run.study.model_copy(update={"settings": {"augment": augment}})
+        return run.model_copy(update={"study": study, "seeds": seeds})
+
+    first, second = two
+    found = comparison.compare(with_list(first, [42], []), with_list(second, [42, 43], ["flip"])).settings
+    assert [(each.path, each.first, each.second) for each in found] == [
+        ("seeds", [42], [42, 43]),
+        ("augment", [], ["flip"]),
+    ]
+
+
 def test_what_was_set_otherwise(two: tuple[Results, Results]) -> None:
     found = comparison.compare(*two).settings
     assert [(each.path, each.first, each.second) for each in found] == [("training.rounds", 20, 25), ("seed", None, 1)]

@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 from ich_client.cli import app as client
 from ich_models import dossier
+from ich_models.dossier import AuditHead
 from ich_models.errors import ConfigurationError, DataError
 from ich_server import pki, results, results_file
 from ich_server.cli import app as server
+from ich_server.report import photos
 from ich_server.report.page import write_report
 from ich_server.results import Results
 
@@ -52,6 +54,24 @@ def test_written_and_verified_on_both_sides(run: Path) -> None:
         assert said.count("\n") == lines
         assert "by an unknown CA (it says: a CA made for a simulation)" in said
         assert f"nobody has compared its fingerprint {own_fingerprint(run)}" in said
+
+
+def test_it_holds_what_the_run_and_the_hospitals_left_and_no_weights(run: Path) -> None:
+    whole = {"hospital": "north", "replies": [{}] * 3, "approvals": [], "heads": {"replies": "aa", "approvals": "bb"}}
+    (run / "north.json").write_text(json.dumps(whole))
+    (run / "run.json").write_text('{"seconds": 1}')
+    photos.keep([photos.Photo("One", "data:image/png;base64,aaaa", "A head.", "Generated.")], run)
+    write_report(results_file.read(run / "results.json"), run)
+    call(server, "dossier", run, "--audit", run / "north.json")
+    assert "made again from the results: the same to the byte" in call(server, "verify", run / "demo.dossier.zip")
+    made = dossier.verify(run / "demo.dossier.zip")
+    assert made.manifest.audits == {"north": AuditHead(replies="aa", approvals="bb", lines=3)}
+    assert made.manifest.models == {"42": "ab" * 32}
+    assert made.files.keys() == {
+        *("ca.pem", "federation.json", "models/seed-42.json"),
+        *("results.json", "results.csv", "report.html", "pictures.json", "run.json"),
+    }
+    assert all(made.files[name] == (run / name).read_bytes() for name in ("pictures.json", "run.json", "report.html"))
 
 
 def own_fingerprint(run: Path) -> str:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import small
 from pages import HTML, parse, table, texts
 from scipy import stats
+from scipy.special import expit, logit
 
 from ich_client.hospital import Limits
 from ich_client.tables import Hospital
@@ -21,7 +22,19 @@ from ich_server import group_summaries
 from ich_server.meta_analysis import random_effects
 from ich_server.report import evaluation_plots as plots
 from ich_server.report.page import render
-from ich_server.results import Arm, Bin, Figure, Results, answered, assemble, read, write
+from ich_server.results import (
+    NO_FIGURE,
+    Arm,
+    Bin,
+    Decision,
+    Figure,
+    Results,
+    Subgroup,
+    answered,
+    assemble,
+    read,
+    write,
+)
 from ich_server.summary import number, pooled
 
 RECIPE = {"epochs": 2, "batch": 16, "optimizer": small.SGD}
@@ -202,6 +215,46 @@ def test_bins_of_two_hospitals_join_to_ten_of_equal_count(build: Callable[..., R
     assert rows["0.955"][1:] == ["−0.005", "20"]
 
 
+def test_two_seeds_are_the_same_patients_twice_and_not_twice_the_patients(build: Callable[..., Results]) -> None:
+    """Ten groups of 20 with their Wilson intervals, as one seed gives them. Whoever tells two bins with one seed has no part."""
+    east = told_bins(*((10, place, 0.05 + place / 10) for place in range(10)))
+    west = told_bins(*((10, place + 1, 0.06 + place / 10) for place in range(10)))
+    once = binned(build, {"east": east, "west": west}).arms["loho"]
+    twice = binned(
+        build, {"east": east * 2, "west": west * 2, "north": [*east, *told_bins((50, 5, 0.3), (50, 20, 0.7))]}
+    )
+    found = group_summaries.calibration(twice.arms["loho"])
+    assert (found.joined, found.too_few) == (("east", "west"), ("north",))
+    for one, same in zip(found.groups, group_summaries.calibration(once).groups, strict=True):
+        assert astuple(one) == pytest.approx(astuple(same))
+
+
+def test_a_decision_curve_is_a_mean_over_the_seeds(build: Callable[..., Results]) -> None:
+    """Of 100 patients 40 with the event, 30 and 20 of them and 30 and 10 of the others are treated from 0.1 on: 25/100 - 20/100 / 9.
+    From 0.2 on one seed alone tells. North tells nothing of 0.1, and west withholds its events."""
+
+    def curve(*points: tuple[float, int, int]) -> list[Decision]:
+        return [
+            Decision(threshold=limit, true_positives=tp, false_positives=fp, net_benefit=0) for limit, tp, fp in points
+        ]
+
+    loho = build(dict.fromkeys(("east", "north", "west"), 40), arms=["loho"]).arms["loho"]
+    two = [curve((0.1, 30, 30), (0.2, 20, 20)), curve((0.1, 20, 10))]
+    told = {
+        "east": {"n": 100, "events": 40, "decisions": two},
+        "north": {"n": 50, "events": 10, "decisions": [curve((0.3, 8, 4)), curve((0.3, 6, 2))]},
+        "west": {"n": 70, "events": None, "decisions": []},
+    }
+    hospitals = {name: loho.hospitals[name].model_copy(update=changes) for name, changes in told.items()}
+    found = group_summaries.decisions(loho.model_copy(update={"hospitals": hospitals, "pooled": None}))
+    assert [(one.threshold, one.hospitals, one.patients) for one in found] == [
+        (0.1, ("east",), 100),
+        (0.3, ("north",), 50),
+    ]
+    assert [one.model for one in found] == pytest.approx([0.25 - 0.2 / 9, 7 / 50 - 3 / 50 * 3 / 7])
+    assert [one.everybody for one in found] == pytest.approx([0.4 - 0.6 / 9, 10 / 50 - 40 / 50 * 3 / 7])
+
+
 def test_more_events_than_predicted_are_a_positive_difference(build: Callable[..., Results]) -> None:
     many = told_bins((20, 4, 0.1), (20, 9, 0.3), (20, 15, 0.6))
     tree = parse(render(binned(build, {"east": many})))
@@ -260,6 +313,68 @@ def test_differences_are_pooled_with_delongs_variance(study: Results) -> None:
     assert min(values) <= summary.estimate <= max(values)
     assert summary.low == pytest.approx(plain.low, abs=0.03)
     assert rows["Local only"][2].startswith(number("auroc_difference", summary.estimate))
+
+
+Z = 1.959963984540054
+
+
+def around(value: float, error: float, there: Callable[[float], float], back: Callable[[float], float]) -> Figure:
+    """A value with the interval of this standard error on another scale."""
+    low, high = (back(there(value) + sign * Z * error) for sign in (-1, 1))
+    return Figure(value=value, low=low, high=high, per_seed=[value])
+
+
+def test_a_subgroup_is_pooled_on_the_scales_of_its_figures(build: Callable[..., Results]) -> None:
+    """AUROC by its logit, O/E by its logarithm, of whoever has ten of either class: south has nine. West withholds, and
+    at nowhere there is nobody of them."""
+    told = {
+        "east": (100, 40, 0.8, 0.2, 1.2, 0.1),
+        "north": (80, 20, 0.7, 0.3, 0.8, 0.3),
+        "south": (60, 9, 0.95, 0.1, 2.0, 0.1),
+        "up": (300, 200, 0.65, 0.1, 1.0, 0.05),
+    }
+    nothing = dict.fromkeys(
+        ("auroc", "brier", "observed_expected", "calibration_slope", "calibration_intercept"), NO_FIGURE
+    )
+    levels = {
+        name: Subgroup(
+            n=n,
+            events=events,
+            **{**nothing, "auroc": around(area, e, logit, expit), "observed_expected": around(oe, f, np.log, np.exp)},
+        )
+        for name, (n, events, area, e, oe, f) in told.items()
+    }
+    levels |= {"west": Subgroup(n=None, events=None, **nothing), "nowhere": Subgroup(n=0, events=0, **nothing)}
+    loho = build(dict.fromkeys(levels, 40), arms=["loho"]).arms["loho"]
+    hospitals = {
+        name: found.model_copy(update={"subgroups": {"sex": {"male": levels[name]}}})
+        for name, found in loho.hospitals.items()
+    }
+    (found,) = group_summaries.subgroups(loho.model_copy(update={"hospitals": hospitals}))
+    assert (found.hospitals, found.withheld, found.patients, found.events) == (4, 1, 540, 269)
+    pooled = random_effects(logit([0.8, 0.7, 0.65]), np.array([0.2, 0.3, 0.1]) ** 2)
+    assert found.auroc is not None
+    assert (found.auroc.k, found.auroc.tau) == (3, pytest.approx(pooled.tau))
+    assert (found.auroc.estimate, found.auroc.low) == pytest.approx((expit(pooled.estimate), expit(pooled.low)))
+    pooled = random_effects(np.log([1.2, 0.8, 1.0]), np.array([0.1, 0.3, 0.05]) ** 2)
+    assert found.observed_expected is not None
+    assert found.observed_expected.estimate == pytest.approx(np.exp(pooled.estimate))
+    assert found.observed_expected.high == pytest.approx(np.exp(pooled.high))
+
+
+def test_differences_are_weighed_by_their_intervals(build: Callable[..., Results]) -> None:
+    """Their mean is that of random effects of variances ((high - low) / (2 z))^2; who has no interval does not enter."""
+    given = {"east": (0.05, 0.01), "north": (-0.02, 0.05), "south": (0.03, 0.02), "west": (0.0, 0.03)}
+    differences = {name: around(value, error, float, float) for name, (value, error) in given.items()}
+    differences["few"] = Figure(value=0.4, low=None, high=None, per_seed=[0.4])
+    arm = build(dict.fromkeys(differences, 40), arms=["loho"]).arms["loho"]
+    found = group_summaries.differences(arm.model_copy(update={"differences": differences}))
+    values, errors = np.array(list(given.values())).T
+    pooled = random_effects(values, errors**2)
+    assert found is not None
+    assert (found.k, found.estimate, found.low, found.high, found.i2) == pytest.approx(
+        (4, pooled.estimate, pooled.low, pooled.high, pooled.i2)
+    )
 
 
 def test_the_matrix_shows_every_pair(study: Results) -> None:

@@ -8,7 +8,7 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -34,7 +34,7 @@ from ich_client import audit, policy
 from ich_client import flower as client
 from ich_client.app import OPEN, refusal
 from ich_models.errors import Code, ConfigurationError, RunError
-from ich_models.protocol import STATISTICS, StatisticsReply, is_refusal
+from ich_models.protocol import STATISTICS, VERSION, StatisticsReply, is_refusal
 from ich_server import flower as server
 from ich_server import pki
 from ich_server.flower import Link, open_link
@@ -305,10 +305,10 @@ def test_a_body_has_a_limit(place: Place) -> None:
     assert httpx.get(place.url("/health"), verify=place.context()).status_code == 200
 
 
-def signature(place: Place, name: str = "north") -> dict[str, str]:
-    """A hospital's headers for one request of this moment."""
+def signature(place: Place, name: str = "north", age: float = 0.0) -> dict[str, str]:
+    """A hospital's headers for one request of this moment, or of `age` seconds ago."""
     key = place.keys[name]
-    moment = datetime.now(UTC).isoformat()
+    moment = (datetime.now(UTC) - timedelta(seconds=age)).isoformat()
     return {
         "flwr-public-key": b64encode(public_key_to_bytes(key.public_key())).decode(),
         "flwr-timestamp": moment,
@@ -327,6 +327,20 @@ def test_of_a_request_without_a_signature_nothing_is_read_or_remembered(place: P
         )
         assert answer.status_code == 401
     assert len(place.link._door._seen) == remembered
+
+
+def test_a_header_that_stands_there_twice_counts_neither_way(place: Place) -> None:
+    """Even where both say the same: which of two counts might differ between the door and what is behind it."""
+    place.keys["twice"] = ec.generate_private_key(ec.SECP384R1())
+    place.link.refresh()
+    key = public_key_to_bytes(place.keys["twice"].public_key())
+    content = ActivateNodeRequest(public_key=key, heartbeat_interval=15).SerializeToString()
+    headers, url = signature(place, "twice"), place.url("/v1/fleet/activate-node")
+    with httpx.Client(verify=place.context()) as anybody:
+        for name in ("flwr-public-key", "flwr-timestamp", "flwr-signature"):
+            twice = anybody.post(url, headers=[*headers.items(), (name, headers[name])], content=content)
+            assert twice.status_code == 401
+        assert anybody.post(url, headers=headers, content=content).status_code == 200, "nothing was remembered of it"
 
 
 def other_text(encoded: str) -> str:
@@ -442,13 +456,18 @@ def test_a_task_whose_response_was_lost_is_given_again(place: Place) -> None:
     place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="x")])
     pull = PullMessagesRequest(node=Node(node_id=node))
     fleet._client.headers["ich-attempt"] = "first"
+    fleet._client.headers[VERSION] = "0.1.0<script>"
     given = fleet.PullMessages(pull)
     assert len(given.messages_list) == 1
+    assert place.link.seen()["losing"].version == "", "no version, and it would be shown on a page"
     assert fleet.PullMessages(pull) == given, "the same attempt"
     with httpx.Client(verify=place.context(), headers={"ich-attempt": "first"}) as thief:
         stolen = {"flwr-public-key": b64encode(key).decode(), "flwr-timestamp": "x", "flwr-signature": "AAAA"}
         answer = thief.post(place.url("/v1/fleet/pull-messages"), headers=stolen, content=pull.SerializeToString())
         assert answer.status_code in (401, 415), "without the key's signature there is nothing to be had"
+        old = signature(place, "losing", server.REPLAY_WINDOW + 1)  # seen long ago, and no more remembered
+        answer = thief.post(place.url("/v1/fleet/pull-messages"), headers=old, content=pull.SerializeToString())
+        assert answer.status_code == 401, "nor with one that Flower does not accept any more"
     fleet._client.headers["ich-attempt"] = "second"
     assert len(fleet.PullMessages(pull).messages_list) == 0
 

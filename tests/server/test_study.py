@@ -22,12 +22,18 @@ from ich_client.hospital import Limits
 from ich_client.tables import Hospital
 from ich_deploy.grid import InProcessGrid
 from ich_models.batch import Patients
+from ich_models.curves import Decision
 from ich_models.errors import RunError
 from ich_models.files import read_arrays
+from ich_models.metrics import Evaluation, evaluate, youden_threshold
 from ich_models.protocol import (
     EVALUATE,
+    RECALIBRATE,
     THRESHOLD,
     TRAIN,
+    Answer,
+    EvaluateReply,
+    RecalibrationReply,
     Rows,
     StatisticsReply,
     ThresholdReply,
@@ -36,6 +42,7 @@ from ich_models.protocol import (
     from_record,
     to_record,
 )
+from ich_server import members as meeting
 from ich_server.rounds import Quarantine
 from ich_server.study import RoundReport, StudyResult, run_study
 
@@ -196,6 +203,25 @@ def test_nothing_of_a_fold_depends_on_its_held_out_hospital(strategy: dict[str, 
         assert before.of(["all"])["weights"].tobytes() != after.of(["all"])["weights"].tobytes()
 
 
+def test_nothing_of_a_part_depends_on_the_patients_that_it_holds_out(tmp_path: Path) -> None:
+    """Other values for every hospital's patients of part 2: its statistics, weights and threshold stay the same to the byte."""
+    settings = small.federation(evaluation={"leave_one_hospital_out": False, "folds": 3, "validation": 0.25})
+    members = small.hospitals()
+    before = small.study(settings, members, tmp_path / "before")
+    others = []
+    for site in small.sites(small.Plan(settings, 42), members, tmp_path / "before").values():
+        patients = site.hospital.patients
+        table = patients.table.copy()
+        table[site.split(2).test] += 3
+        others.append(replace(site.hospital, patients=replace(patients, table=table)))
+    after = small.study(settings, others, tmp_path / "after")
+    same_part = [before.of(["part:2"])[name].tobytes() == rows.tobytes() for name, rows in after.of(["part:2"]).items()]
+    assert same_part == [True, True], "weights and constants"
+    assert before.thresholds["part:2"] == after.thresholds["part:2"]
+    for name in ("part:1", "part:3", "all"):
+        assert before.of([name])["constants"].tobytes() != after.of([name])["constants"].tobytes()
+
+
 @pytest.mark.parametrize("kind", ["intercept", "slope"])
 def test_nothing_of_a_folds_recalibration_depends_on_its_held_out_hospital(kind: str, tmp_path: Path) -> None:
     """Line, recalibrated weights and the threshold chosen after it: the same to the byte."""
@@ -230,6 +256,44 @@ def test_a_fold_is_recalibrated_by_the_patient_weighted_mean_of_its_hospitals_li
     (answer,) = found.answers["north"]
     p = plain_logistic(found.of(["without:north"]), members[1].patients.table)
     assert answer.metrics["brier"][0] == pytest.approx(np.mean((p - members[1].patients.labels) ** 2), abs=1e-6)
+
+
+@pytest.mark.parametrize("slope", [-1.0, 0.0])
+def test_a_line_that_would_turn_the_order_round_leaves_the_model_as_it_is(slope: float, tmp_path: Path) -> None:
+    """Where higher probabilities go with fewer events, or with neither, no line is put into the last layer."""
+
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != RECALIBRATE:
+                return reply
+            answer, _ = from_record(reply.content, RecalibrationReply)
+            lines = [(0.5, slope)] * len(answer.lines)
+            return Message(to_record(answer.model_copy(update={"lines": lines})), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    plain = small.study(small.federation(stage={"rounds": 1}), small.hospitals(), tmp_path / "plain")
+    settings = small.federation(stage={"rounds": 1}, evaluation={"recalibrate": "slope"})
+    found = small.study(settings, small.hospitals(), tmp_path / "found", around=around)
+    assert found.lines == {}
+    assert found.rows["weights"].tobytes() == plain.rows["weights"].tobytes()
+
+
+def test_a_line_too_few_is_set_aside(tmp_path: Path) -> None:
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != RECALIBRATE or message.metadata.dst_node_id != 2:
+                return reply
+            answer, _ = from_record(reply.content, RecalibrationReply)
+            return Message(to_record(answer.model_copy(update={"lines": answer.lines[1:]})), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    settings = small.federation(stage={"rounds": 1}, evaluation={"recalibrate": "slope"})
+    found = small.study(settings, small.hospitals(), tmp_path, around=around)
+    assert list(found.quarantined) == [Quarantine("recalibration", "north", "malformed reply")]
 
 
 def test_a_threshold_is_chosen_after_the_recalibration(tmp_path: Path) -> None:
@@ -409,7 +473,7 @@ def test_whatever_else_an_update_carries_is_held_to_a_norm(strategy: str, tmp_pa
     def spoil(answer: TrainReply, rows: Rows) -> tuple[TrainReply, Rows]:
         return answer, {name: values * 0 + 1e9 if name == block else values for name, values in rows.items()}
 
-    settings = settings_for({"name": strategy}, stage={"rounds": 1})
+    settings = settings_for({"name": strategy}, stage={"rounds": 1}, checks={"update_norm": 1e12, "state_norm": 1e6})
     found = small.study(settings, small.hospitals(), tmp_path, around=poisoned(3, spoil))
     assert list(found.quarantined) == [Quarantine("round 1", "south", "norm")]
 
@@ -445,6 +509,46 @@ def test_too_few_good_updates_end_the_run_by_name_and_it_can_go_on(tmp_path: Pat
     assert "--resume" in text
     resumed = small.study(settings, members, tmp_path, resume=True)
     assert same(resumed, small.study(settings, members, tmp_path / "undisturbed"))
+
+
+def test_a_hospital_that_fails_in_several_messages_is_one_hospital(tmp_path: Path) -> None:
+    """South trains two folds and `all`, and gets a message for each."""
+    reports: list[RoundReport] = []
+    settings = small.federation(training={"message_limit": 1}, stage={"rounds": 1})
+    small.study(settings, small.hospitals(), tmp_path, around=poisoned(3, not_a_number), watch=reports.append)
+    (report,) = reports
+    assert (report.hospitals, report.replied, len(report.quarantined)) == (3, 2, 3)
+
+
+def test_where_nobody_can_choose_a_threshold_it_is_one_half(tmp_path: Path) -> None:
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != THRESHOLD:
+                return reply
+            answer, _ = from_record(reply.content, ThresholdReply)
+            east = answer.hospital == "east"  # of its folds, `without:north` and `without:south` are left to it alone
+            found = answer.thresholds if east else [None] * len(answer.thresholds)
+            return Message(to_record(answer.model_copy(update={"thresholds": found})), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    members = small.hospitals()
+    found = small.study(small.federation(stage={"rounds": 1}), members, tmp_path, around=around)
+    assert found.thresholds["without:east"] == 0.5
+    p = plain_logistic(found.of(["without:north"]), members[0].patients.table)
+    assert found.thresholds["without:north"] == pytest.approx(youden_threshold(members[0].patients.labels, p), abs=1e-6)
+
+
+def test_a_fold_without_any_update_ends_the_run_whatever_the_quorum(tmp_path: Path) -> None:
+    """One hospital is enough for this study, and it is the one that a fold holds out."""
+    settings = small.federation(quorum={"hospitals": 1})
+
+    def failing(node: int, message: Message) -> Error | None:
+        return Error(5, "x") if message.metadata.message_type == TRAIN and node != 1 else None
+
+    with pytest.raises(RunError, match="round 1: fold 'without:east' has 0 good replies, needs 1"):
+        small.study(settings, small.hospitals(), tmp_path, failing=failing)
 
 
 def test_a_client_that_raises_says_a_code_and_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -624,16 +728,16 @@ def test_a_file_that_may_not_be_read_is_not_called_broken(tmp_path: Path) -> Non
 
 
 def test_the_best_round_is_the_one_with_the_lowest_validation_loss(tmp_path: Path) -> None:
-    """A learning rate that diverges: later rounds are worse, and the best weights are those of an earlier round."""
+    """A learning rate that is too large: the second of four rounds is the best, and its weights and thresholds are kept."""
     evaluation = {"validation": 0.3, "leave_one_hospital_out": False, "test": 0.2}
-    stage = {"rounds": 6, "epochs": 3, "batch": 4, "optimizer": {"name": "sgd", "lr": 30.0}}
+    stage = {"rounds": 4, "epochs": 3, "batch": 4, "optimizer": {"name": "sgd", "lr": 3.0}}
     members = small.hospitals()
     best = small.study(
         small.federation(stage=stage, evaluation={**evaluation, "choose_round": "best"}), members, tmp_path / "best"
     )
-    losses = {}
+    losses, thresholds = {}, {}
     plan = small.Plan(small.federation(stage=stage, evaluation=evaluation), 42)
-    for rounds in range(7):  # stop after each round and look at the loss of what is there
+    for rounds in range(5):  # stop after each round and look at the loss of what is there
         settings = small.federation(stage={**stage, "rounds": max(1, rounds)}, evaluation=evaluation)
         found = small.study(settings, members, tmp_path / str(rounds))
         rows = found.of(["all"])
@@ -641,8 +745,10 @@ def test_the_best_round_is_the_one_with_the_lowest_validation_loss(tmp_path: Pat
             start = plan.start_rows([sum_log_odds(plan, members, tmp_path)])[0]
             rows = {**rows, "weights": start[None]}
         losses[rounds] = (validation_loss(plan, rows, members, tmp_path), rows["weights"])
+        thresholds[rounds] = found.thresholds
     chosen = min(losses, key=lambda rounds: losses[rounds][0])
-    assert chosen < 6
+    assert 0 < chosen < 4
+    assert best.thresholds == thresholds[chosen] != thresholds[4], "chosen for these weights, not for the last ones"
     assert best.of(["all"])["weights"].tobytes() == losses[chosen][1].tobytes()
 
 
@@ -832,6 +938,13 @@ def test_each_fold_is_judged_by_its_own_threshold(tmp_path: Path) -> None:
     [
         {"schema_hash": "0" * 64},
         {"parts": {}},
+        {
+            "parts": {
+                part: {"patients": 50, "events": 5, "count": [9] * 3, "mean": [0] * 3, "m2": [0] * 3} for part in (0, 1)
+            }
+        },
+        {"parts": {1: {"patients": 50, "events": 5, "count": [9] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
+        {"parts": {0: {"patients": 0, "events": 0, "count": [0] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
         {"parts": {0: {"patients": 50, "events": 51, "count": [1] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
         {"parts": {0: {"patients": 50, "events": 5, "count": [51] * 3, "mean": [0] * 3, "m2": [0] * 3}}},
         {"parts": {0: {"patients": 50, "events": 5, "count": [50] * 3, "mean": [0] * 3, "m2": [-1] * 3}}},
@@ -864,6 +977,49 @@ def test_statistics_that_cannot_be_keep_a_hospital_out(change: dict[str, Any], t
     assert set(found.answers) == set(found.hospitals) == {"north", "south"}
     assert [(q.when, q.hospital) for q in found.quarantined] == [("statistics", "node 1")]
     assert all(np.isfinite(block).all() for block in found.rows.values())
+
+
+@pytest.mark.parametrize(
+    ("mean", "m2", "possible"), [(0, 4999, True), (0, 5001, False), (10, 0, True), (10.1, 0, False), (-10.1, 0, False)]
+)
+def test_statistics_lie_within_the_variables_range(mean: float, m2: float, possible: bool, tmp_path: Path) -> None:
+    """Of 50 values within -10 to 10 half may be at either end: squared deviations of 50 * 10^2 = 5000 together."""
+    number = {"type": "number", "known_at": "admission", "range": [-10, 10]}
+    variables = {**dict.fromkeys("abc", number), "mrs": {"type": "integer", "known_at": "90 days"}}
+    settings = small.federation(table={"variables": variables}, stage={"rounds": 1}, quorum={"hospitals": 2})
+
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != "query" or message.metadata.dst_node_id != 1:
+                return reply
+            answer, _ = from_record(reply.content, StatisticsReply)
+            part = {"patients": 50, "events": 5, "count": [50] * 3, "mean": [mean] * 3, "m2": [m2] * 3}
+            said = StatisticsReply.model_validate({**answer.model_dump(), "parts": {0: part}})
+            return Message(to_record(said), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    found = small.study(settings, small.hospitals(), tmp_path, around=around)
+    assert ("east" in found.hospitals) is possible
+
+
+def test_one_hospital_alone_cannot_be_held_out(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="1 of 1 hospitals can take part, and the study needs 2"):
+        small.study(small.federation(quorum={"hospitals": 1}), small.hospitals()[:1], tmp_path)
+
+
+def test_a_study_goes_on_with_more_than_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three hospitals one is no majority, and two are; a fourth waits for another study."""
+    monkeypatch.setattr(meeting, "PATIENCE", 0.1)
+    settings = small.federation(evaluation={"leave_one_hospital_out": False, "test": 0.3})
+    members = small.hospitals()
+    small.study(settings, members, tmp_path)
+    with pytest.raises(RunError, match="1 of 3 hospitals can take part, and the study needs 2"):
+        small.study(settings, members[:1], tmp_path, resume=True)
+    for there in (members[:2], [*members, small.hospital("west")]):
+        found = small.study(settings, there, tmp_path, resume=True)
+        assert list(found.hospitals) == ["east", "north", "south"]
 
 
 def test_a_hospital_that_is_known_cannot_take_anothers_name(tmp_path: Path) -> None:
@@ -917,6 +1073,78 @@ def test_figures_that_cannot_be_are_set_aside(case: str, tmp_path: Path) -> None
     found = small.study(small.federation(stage={"rounds": 1}), small.hospitals(), tmp_path, around=around)
     assert list(found.quarantined) == [Quarantine("evaluation", "north", "malformed reply")]
     assert set(found.answers) == {"east", "south"}
+
+
+def answering(*said: Answer) -> Callable[[ClientApp], ClientApp]:
+    """Node 2 evaluates nothing, and says this."""
+
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != EVALUATE or message.metadata.dst_node_id != 2:
+                return reply
+            return Message(to_record(EvaluateReply(hospital="north", answers=list(said))), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    return around
+
+
+def made_up(patients: int, events: int) -> Evaluation:
+    """Figures that are consistent in themselves, of so many."""
+    return evaluate(np.arange(patients) < events, np.linspace(0.1, 0.9, patients), 0.5, resamples=0)
+
+
+DESIGNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a fold held it out": ("loho", {}),
+    "a share is kept for the test": ("federated", {"leave_one_hospital_out": False, "test": 0.3}),
+    "each part is tested in turn": ("federated", {"leave_one_hospital_out": False, "folds": 2}),
+}
+
+
+@pytest.mark.parametrize(("patients", "events"), [(0, 0), (1, 0), (0, 1), (1, 1)])
+@pytest.mark.parametrize("design", DESIGNS)
+def test_figures_of_others_than_the_hospital_has_are_set_aside(
+    design: str, patients: int, events: int, tmp_path: Path
+) -> None:
+    """North has said how many it has, and how many train: what is left of them can be tested, not one patient or event more."""
+    arm, evaluation = DESIGNS[design]
+    settings = small.federation(stage={"rounds": 1}, evaluation=evaluation)
+    members = small.hospitals()
+    site = small.sites(small.Plan(settings, 42), members, tmp_path)["north"]
+    labels = site.hospital.patients.labels[site.split(0).test if "test" in evaluation else slice(None)]
+    assert len(labels) == (24 if "test" in evaluation else 80)
+    figures = made_up(len(labels) + patients, int(labels.sum()) + events)
+    found = small.study(settings, members, tmp_path, around=answering(Answer.of(arm, figures)))
+    set_aside = [Quarantine("evaluation", "north", "malformed reply")] if patients or events else []
+    assert list(found.quarantined) == set_aside
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        {"decisions": (Decision(0.12, 1, 1),)},
+        {"subgroups": {"b": {"< 0": None, ">= 0": None, "missing": None}}},
+        {"subgroups": {"a": {"< 0": None, ">= 0": None}}},
+        {"subgroups": {"a": {"< 0": None, ">= 0": None, "missing": None, "more": None}}},
+    ],
+)
+def test_thresholds_and_subgroups_that_the_study_does_not_have_are_set_aside(
+    groups: dict[str, Any], tmp_path: Path
+) -> None:
+    evaluation = {"subgroups": [{"variable": "a", "cut": [0]}], "decision_thresholds": [0.1, 0.2]}
+    settings = small.federation(stage={"rounds": 1}, evaluation=evaluation)
+    assert settings.subgroups == {"a": ("< 0", ">= 0", "missing")}
+    members = [
+        replace(member, patients=replace(member.patients, groups={"a": np.zeros(len(member.patients), np.int64)}))
+        for member in small.hospitals()
+    ]
+    plain = made_up(80, int(members[1].patients.labels.sum()))
+    sound = {"decisions": (Decision(0.1, 1, 1),), "subgroups": {"a": dict.fromkeys(settings.subgroups["a"])}}
+    for given, set_aside in ((sound, []), (groups, [Quarantine("evaluation", "north", "malformed reply")])):
+        answer = Answer.of("loho", replace(plain, **given))
+        found = small.study(settings, members, tmp_path, around=answering(answer))
+        assert list(found.quarantined) == set_aside
 
 
 def test_without_resume_a_study_begins_anew(tmp_path: Path) -> None:
