@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flwr.app import Context, Error, Message
@@ -16,6 +16,8 @@ from ich_deploy.grid import InProcessGrid
 from ich_models.batch import Patients
 from ich_models.clinical import columns
 from ich_models.federation import Federation
+from ich_models.protocol import from_record, to_record
+from ich_models.strict import Strict
 from ich_server.study import RoundReport, StudyResult, run_study
 from ich_strategies.plan import Plan
 
@@ -97,6 +99,27 @@ def app(at_work: Mapping[str, Site]) -> ClientApp:
         return by_number[int(context.node_config["partition-id"])]
 
     return build_app(site_of)
+
+
+R = TypeVar("R", bound=Strict)
+
+
+def saying(
+    kind: str, form: type[R], change: Callable[[R], R], node: int | None = None
+) -> Callable[[ClientApp], ClientApp]:
+    """Clients whose answers of one kind, of one node if it is named, are changed on their way."""
+
+    def around(client: ClientApp) -> ClientApp:
+        def call(message: Message, context: Context) -> Message:
+            reply = client(message, context)
+            if message.metadata.message_type != kind or node not in (None, message.metadata.dst_node_id):
+                return reply
+            answer, rows = from_record(reply.content, form)
+            return Message(to_record(change(answer), rows), reply_to=message)
+
+        return call  # type: ignore[return-value]
+
+    return around
 
 
 def grid(

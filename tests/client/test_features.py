@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import small
 import torch
-from flwr.app import Message
 from safetensors.torch import save_file
 
 from ich_client.site import Site
@@ -21,7 +20,7 @@ from ich_models.exchange import seen_by
 from ich_models.files import read_arrays
 from ich_models.networks.options import TINY_TEXT, TINY_VOLUME
 from ich_models.networks.staged import Encoder
-from ich_models.protocol import TRAIN, WEIGHTS, TrainReply, from_record, to_record
+from ich_models.protocol import TRAIN, WEIGHTS, TrainReply, from_record
 from ich_server.rounds import Quarantine
 from ich_strategies.plan import Plan
 
@@ -189,17 +188,10 @@ def test_nobody_has_trained_an_encoder_with_more_patients_than_it_has(tmp_path: 
     """These counts weigh an encoder's part of the update: more than the patients who train would outvote the others."""
     claims = {"b": {"image": [1000]}, "c": {"image": []}, "d": {"smell": [1]}}
 
-    def around(client: Any) -> Any:
-        def call(message: Any, context: Any) -> Any:
-            reply = client(message, context)
-            if message.metadata.message_type != TRAIN:
-                return reply
-            answer, rows = from_record(reply.content, TrainReply)
-            seen = claims.get(answer.hospital, answer.seen)
-            return Message(to_record(answer.model_copy(update={"seen": seen}), rows), reply_to=message)
+    def claimed(answer: TrainReply) -> TrainReply:
+        return answer.model_copy(update={"seen": claims.get(answer.hospital, answer.seen)})
 
-        return call
-
+    around = small.saying(TRAIN, TrainReply, claimed)
     settings = study({"name": "concat", "size": "tiny"}, stage={"rounds": 1, "epochs": 1}, quorum={"hospitals": 1})
     members = [hospital(name, 12, 0) for name in "abcd"]
     found = small.study(settings, members, tmp_path, around=around)

@@ -262,17 +262,10 @@ def test_a_fold_is_recalibrated_by_the_patient_weighted_mean_of_its_hospitals_li
 def test_a_line_that_would_turn_the_order_round_leaves_the_model_as_it_is(slope: float, tmp_path: Path) -> None:
     """Where higher probabilities go with fewer events, or with neither, no line is put into the last layer."""
 
-    def around(client: ClientApp) -> ClientApp:
-        def call(message: Message, context: Context) -> Message:
-            reply = client(message, context)
-            if message.metadata.message_type != RECALIBRATE:
-                return reply
-            answer, _ = from_record(reply.content, RecalibrationReply)
-            lines = [(0.5, slope)] * len(answer.lines)
-            return Message(to_record(answer.model_copy(update={"lines": lines})), reply_to=message)
+    def turned(answer: RecalibrationReply) -> RecalibrationReply:
+        return answer.model_copy(update={"lines": [(0.5, slope)] * len(answer.lines)})
 
-        return call  # type: ignore[return-value]
-
+    around = small.saying(RECALIBRATE, RecalibrationReply, turned)
     plain = small.study(small.federation(stage={"rounds": 1}), small.hospitals(), tmp_path / "plain")
     settings = small.federation(stage={"rounds": 1}, evaluation={"recalibrate": "slope"})
     found = small.study(settings, small.hospitals(), tmp_path / "found", around=around)
@@ -281,16 +274,10 @@ def test_a_line_that_would_turn_the_order_round_leaves_the_model_as_it_is(slope:
 
 
 def test_a_line_too_few_is_set_aside(tmp_path: Path) -> None:
-    def around(client: ClientApp) -> ClientApp:
-        def call(message: Message, context: Context) -> Message:
-            reply = client(message, context)
-            if message.metadata.message_type != RECALIBRATE or message.metadata.dst_node_id != 2:
-                return reply
-            answer, _ = from_record(reply.content, RecalibrationReply)
-            return Message(to_record(answer.model_copy(update={"lines": answer.lines[1:]})), reply_to=message)
+    def short(answer: RecalibrationReply) -> RecalibrationReply:
+        return answer.model_copy(update={"lines": answer.lines[1:]})
 
-        return call  # type: ignore[return-value]
-
+    around = small.saying(RECALIBRATE, RecalibrationReply, short, node=2)
     settings = small.federation(stage={"rounds": 1}, evaluation={"recalibrate": "slope"})
     found = small.study(settings, small.hospitals(), tmp_path, around=around)
     assert list(found.quarantined) == [Quarantine("recalibration", "north", "malformed reply")]
@@ -521,18 +508,11 @@ def test_a_hospital_that_fails_in_several_messages_is_one_hospital(tmp_path: Pat
 
 
 def test_where_nobody_can_choose_a_threshold_it_is_one_half(tmp_path: Path) -> None:
-    def around(client: ClientApp) -> ClientApp:
-        def call(message: Message, context: Context) -> Message:
-            reply = client(message, context)
-            if message.metadata.message_type != THRESHOLD:
-                return reply
-            answer, _ = from_record(reply.content, ThresholdReply)
-            east = answer.hospital == "east"  # of its folds, `without:north` and `without:south` are left to it alone
-            found = answer.thresholds if east else [None] * len(answer.thresholds)
-            return Message(to_record(answer.model_copy(update={"thresholds": found})), reply_to=message)
+    def silent(answer: ThresholdReply) -> ThresholdReply:
+        east = answer.hospital == "east"  # of its folds, `without:north` and `without:south` are left to it alone
+        return answer if east else answer.model_copy(update={"thresholds": [None] * len(answer.thresholds)})
 
-        return call  # type: ignore[return-value]
-
+    around = small.saying(THRESHOLD, ThresholdReply, silent)
     members = small.hospitals()
     found = small.study(small.federation(stage={"rounds": 1}), members, tmp_path, around=around)
     assert found.thresholds["without:east"] == 0.5

@@ -97,17 +97,10 @@ def test_the_exact_loss_is_that_of_the_weights_received(tmp_path: Path) -> None:
 def test_an_update_without_the_loss_that_weighs_it_is_set_aside(tmp_path: Path) -> None:
     """q-FedAvg weighs by losses: one that is missing would make the whole model no number."""
 
-    def around(client: ClientApp) -> ClientApp:
-        def call(message: Message, context: Context) -> Message:
-            reply = client(message, context)
-            if message.metadata.message_type != TRAIN or message.metadata.dst_node_id != 1:
-                return reply
-            answer, rows = from_record(reply.content, TrainReply)
-            silent = answer.model_copy(update={"losses": [None] * len(answer.losses)})
-            return Message(to_record(silent, rows), reply_to=message)
+    def silent(answer: TrainReply) -> TrainReply:
+        return answer.model_copy(update={"losses": [None] * len(answer.losses)})
 
-        return call  # type: ignore[return-value]
-
+    around = small.saying(TRAIN, TrainReply, silent, node=1)
     settings = small.federation(
         strategy={"name": "qfedavg", "client_learning_rate": 0.1},
         stage={"rounds": 1},
