@@ -2,11 +2,13 @@
 
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import html5lib
 import pytest
+from browser import dom, needed
 
 from ich_models.errors import RunError
 from ich_server import status
@@ -117,3 +119,16 @@ def test_it_listens_on_loopback_and_says_where_a_port_is_taken(tmp_path: Path, a
     assert address.startswith("127.0.0.1:")
     with pytest.raises(RunError, match="cannot be opened"), serve(tmp_path, int(address.rpartition(":")[2])):
         pass
+
+
+@needed
+@pytest.mark.slow
+def test_a_browser_shows_who_is_too_slow_and_takes_no_name_for_html(address: str, tmp_path: Path) -> None:
+    slow = HospitalStatus(name="south", connected=True, last_seen=status.now(), version="0.1.0", late=3)
+    written = a_status()
+    status.write(tmp_path, written.model_copy(update={"hospitals": [*written.hospitals, slow]}))
+    page = dom(f"http://{address}/", tmp_path / "profile")
+    assert re.findall(r'<th scope="row">(.*?)</th><td[^>]*>connected</td><td>[^<]*</td><td[^>]*>(\d)</td>', page) == [
+        ("&lt;b&gt;north&lt;/b&gt;", "0"),
+        ("south", "3"),
+    ]

@@ -90,6 +90,7 @@ function show(found) {
     one.name,
     one.connected && found.alive ? ["connected", "good"] : ["away", "bad"],
     ago(one.last_seen),
+    one.late ? [String(one.late), "bad"] : "0",
     one.version + (one.version && one.version !== found.package ? " (not this server's)" : ""),
   ]));
   at("no-rounds").hidden = found.history.length > 0;
