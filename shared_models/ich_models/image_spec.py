@@ -57,7 +57,7 @@ class CtSlices(Strict):
     """Pixels; a slice is scaled to it whole."""
     windows: Windows = [BRAIN]
     neighbours: bool = False
-    """The slice below, the slice and the slice above as channels (edges repeated); takes one window."""
+    """The slice below, the slice and the slice above as channels (edges repeated), in each window."""
     crop: bool = False
     """Cut black edges off before scaling."""
     scale: Literal["window", "slice"] = "window"
@@ -68,13 +68,7 @@ class CtSlices(Strict):
     @property
     def channels(self) -> int:
         """Channels of a slice."""
-        return 3 if self.neighbours else len(self.windows)
-
-    @model_validator(mode="after")
-    def _one_window(self) -> Self:
-        if self.neighbours and len(self.windows) != 1:
-            raise ValueError("neighbours takes one window, and there are several | choose one of the two")
-        return self
+        return len(self.windows) * (3 if self.neighbours else 1)
 
 
 HaemorrhageType = Literal["intraparenchymal", "intraventricular", "subarachnoid", "subdural", "epidural"]

@@ -141,7 +141,7 @@ def ct_slices(values: NDArray[np.int16], labelled: Mask, spec: CtSlices) -> Slic
     around = np.arange(len(values))[:, None] if not spec.neighbours else neighbours(np.arange(len(values)), 1)
     for place, index in enumerate(kept):
         stack = values[around[index]]
-        seen = windows(stack, spec.windows).reshape(-1, *stack.shape[1:])  # one of the two has one member only
+        seen = windows(stack, spec.windows).reshape(-1, *stack.shape[1:])  # window by window
         if spec.scale == "slice":
             seen = np.stack([_stretched(one) for one in seen])
         if spec.crop:

@@ -126,6 +126,11 @@ def test_slices_are_windowed_and_neighbours_are_those_of_the_series() -> None:
     around = ct_slices(values, none, slices(neighbours=True))
     expected = [[max(n - 1, 0) / 8, n / 8, min(n + 1, 4) / 8] for n in range(5)]
     np.testing.assert_allclose(around.values[:, :, 8, 8], expected, atol=1e-3)
+    both = slices(windows=[(40, 80), (0, 100)], neighbours=True)
+    wide = [[max(n * 10 - 10, 0) + 50, n * 10 + 50, min(n * 10 + 10, 40) + 50] for n in range(5)]
+    assert both.channels == 6
+    seen = ct_slices(values, none, both).values[:, :, 8, 8]
+    np.testing.assert_allclose(seen, np.hstack([expected, np.array(wide) / 100]), atol=1e-3)
     few = ct_slices(values, np.array([False, False, True, False, False]), slices(neighbours=True, most=1))
     assert few.kept == (2,)
     np.testing.assert_allclose(few.values[0, :, 8, 8], expected[2], atol=1e-3)
