@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ich_models.metrics import METRICS
 from ich_server.report import facts, plots
-from ich_server.report.page import AT_THRESHOLD, render, write_report
+from ich_server.report.page import AT_THRESHOLD, _cost_of_privacy, render, write_report
 from ich_server.results import Figure, Quarantined, Results, write
 from ich_server.summary import between, estimate, hospitals_of, metric, pooled, signed
 from ich_server.terminal import summary_table
@@ -120,6 +120,28 @@ def test_it_warns_of_what_is_uncertain(three: Results, many_hospitals: Results) 
     assert "2 replies were set aside" in page
     rows = table(parse(render(many_hospitals)), "Replies set aside")
     assert rows["hospital-2"] == ["44", "evaluation", "no answer within 2 h"]
+
+
+@pytest.mark.parametrize(("hospitals", "few"), [(5, True), (6, False)])
+def test_under_six_hospitals_is_few(build: MakeResults, hospitals: int, few: bool) -> None:
+    page = texts(parse(render(build({f"hospital-{number}": 80 for number in range(hospitals)}, arms=["loho"]))))
+    assert ("rests on 5 hospitals: under 6" in page) is few
+    assert ("5 hospitals say little about the next one." in page) is few
+
+
+@pytest.mark.parametrize(("other", "told"), [(0, True), (1, False)])
+def test_the_cost_of_privacy_is_of_the_same_patients(build: MakeResults, other: int, told: bool) -> None:
+    """Noise may let one arm's hospital tell, or withhold, what it would not in the other."""
+    found = build(dict.fromkeys(("east", "north", "south"), 80), arms=["loho", "pooled"])
+    twin = found.arms["pooled"]
+    assert twin.pooled is not None
+    assert found.arms["loho"].pooled is not None
+    pooled_twin = twin.pooled.model_copy(update={"n": found.arms["loho"].pooled.n + other})
+    twin = twin.model_copy(update={"pooled": pooled_twin})
+    said = list(_cost_of_privacy(found.model_copy(update={"arms": {**found.arms, "without_privacy": twin}})))
+    mine, its = found.arms["loho"].pooled.auroc.value, pooled_twin.auroc.value
+    line = f"AUROC of all test patients together: {mine:.3f} with privacy, {its:.3f} without."
+    assert said == ([line] if told else [])
 
 
 def shifted(results: Results, name: str, by: float) -> Results:
