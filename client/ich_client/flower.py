@@ -415,7 +415,7 @@ class _Connection:
         return sent
 
 
-_LATE: Final = "the server does not take the reply any more: its run has ended, or its time was up"
+_LATE: Final = "the server does not take the reply any more: its run has ended, its time was up, or it is too large"
 
 
 class _StoppedError(Exception):

@@ -15,7 +15,7 @@ from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,8 @@ from flwr.cli.build import build_fab_from_files
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, TRANSPORT_TYPE_GRPC_RERE, SubStatus
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import StartRunRequest  # pylint: disable=no-name-in-module
-from flwr.proto.fleet_pb2 import PushMessagesResponse  # pylint: disable=no-name-in-module
+from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesResponse  # pylint: disable=no-name-in-module
+from flwr.proto.message_pb2 import PullObjectRequest  # pylint: disable=no-name-in-module
 from flwr.proto.node_pb2 import NodeInfo  # pylint: disable=no-name-in-module
 from flwr.server.superlink.linkstate import LinkState, LinkStateFactory
 from flwr.serverapp import Grid
@@ -56,11 +57,13 @@ from flwr.superlink.config_loader import get_federation_manager
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.routers.fleet.router import router as fleet_router
 from flwr.superlink.servicer.control import control_handlers
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ich_models.errors import ConfigurationError, RunError
+from ich_models.kit import key_fingerprint
 from ich_models.protocol import ATTEMPT, VERSION
 
 log = logging.getLogger(__name__)
@@ -74,6 +77,14 @@ LARGEST_BODY: Final = 8 * 2**20
 LARGE_BODY: Final = 2**20
 """Bytes from which on a request is cleared away as soon as it is answered: the web framework leaves it in a circle of
 references, and several hundred MB would wait for Python to look for them."""
+
+REPLY_SHARE, REPLY_SLACK = 4, 64 * 2**20
+"""What a hospital may upload for a task: so many times the bytes that it has fetched for it, and so many bytes more.
+An update is as large as the model, with SCAFFOLD's control variates twice as large; pieces may come again after a lost
+response."""
+
+SMALL_PIECE: Final = 1024
+"""Bytes up to which what a hospital fetches is not remembered: 'there is no such piece' is as small."""
 
 REPLAY_WINDOW: Final = 320.0
 """Seconds for which Flower accepts a signed timestamp, and a little."""
@@ -135,6 +146,8 @@ class Door:
         """Per public key: replies that came when nobody waited for them any more."""
         self.versions: dict[bytes, str] = {}
         """Per public key: the package's version that its last successful look for a task named."""
+        self._allowed: dict[bytes, _Allowance] = {}
+        """Per public key: what it may upload for its last task."""
         self._lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,15 +189,22 @@ class Door:
         if path == "/v1/fleet/push-messages":
             await self._app(scope, again, self._counting(signed.key, send))
             return
-        attempt = headers.get(ATTEMPT.encode(), b"")
-        if path != "/v1/fleet/pull-messages" or not attempt:
+        if path == "/v1/fleet/pull-object":
+            await self._app(scope, again, self._allowing(signed.key, b"".join(parts), send))
+            return
+        if path == "/v1/fleet/push-object" and not self._may_upload(signed.key, size):
+            await _answer(send, 413)
+            return
+        if path != "/v1/fleet/pull-messages":
             await self._app(scope, again, send)
             if size > LARGE_BODY:
                 gc.collect()
             return
-        key = signed.key
+        key, attempt = signed.key, headers.get(ATTEMPT.encode(), b"")
         known, response = self._given.get(key, (b"", []))
-        if known == attempt and signed.is_fresh:  # its response was lost: Flower would not give the task out again
+        if (
+            known == attempt != b"" and signed.is_fresh
+        ):  # its response was lost: Flower would not give the task out again
             for part in response:
                 await send(part)
             return
@@ -194,6 +214,8 @@ class Door:
             given.append(part)
             if part["type"] == "http.response.body" and not part.get("more_body") and given[0]["status"] == 200:
                 self._given[key] = (attempt, given)  # before it is sent: the client may ask again at once
+                if PullMessagesResponse.FromString(_body(given)).messages_list:
+                    self._allowed[key] = _Allowance()
                 said = headers.get(VERSION.encode(), b"").decode("ascii", "replace")
                 self.versions[key] = said if re.fullmatch(r"[0-9A-Za-z.+-]{1,32}", said) else ""
             await send(part)
@@ -202,23 +224,55 @@ class Door:
 
     def _counting(self, key: bytes, send: Send) -> Send:
         """`send`, and count the reply as late if Flower wants none of its content."""
-        body: list[bytes] = []
-        status = 0
+        parts: list[dict[str, Any]] = []
 
         async def watched(part: Any) -> None:
-            nonlocal status
-            status = part.get("status", status)
-            body.append(part.get("body", b""))
-            if part["type"] == "http.response.body" and not part.get("more_body") and status == 200:
-                self.late[key] += not PushMessagesResponse.FromString(b"".join(body)).objects_to_push
+            parts.append(part)
+            if part["type"] == "http.response.body" and not part.get("more_body") and parts[0]["status"] == 200:
+                self.late[key] += not PushMessagesResponse.FromString(_body(parts)).objects_to_push
             await send(part)
 
         return watched
 
+    def _allowing(self, key: bytes, request: bytes, send: Send) -> Send:
+        """`send`, and let the reply be larger by what of its task goes out here: by each piece once."""
+        allowed = self._allowed.get(key)
+        try:
+            wanted = PullObjectRequest.FromString(request).object_id
+        except DecodeError:  # Flower's to refuse
+            return send
+        if allowed is None:
+            return send
+        size = 0
+
+        async def watched(part: Any) -> None:
+            nonlocal size
+            size += len(part.get("body", b""))
+            if part["type"] == "http.response.body" and not part.get("more_body") and size > SMALL_PIECE:
+                allowed.fetched[wanted] = size
+            await send(part)
+
+        return watched
+
+    def _may_upload(self, key: bytes, size: int) -> bool:
+        """Whether so many bytes more are still within a reply to the last task."""
+        allowed = self._allowed.get(key)
+        if allowed is None:  # nobody's, or of before this server's start: there is no task to reply to
+            return False
+        allowed.sent += size
+        if allowed.sent <= REPLY_SHARE * sum(allowed.fetched.values()) + REPLY_SLACK:
+            return True
+        if not allowed.said:
+            whose = key_fingerprint(bytes_to_public_key(key))
+            log.warning("the hospital with key %s uploads more than a reply to its task can be: refused", whose)
+        allowed.said = True
+        return False
+
     def forget(self, admitted: Iterable[bytes]) -> None:
         """Keep nothing for keys that are not admitted any more."""
-        for key in set(self._given) - set(admitted):
+        for key in (self._given.keys() | self._allowed.keys()) - set(admitted):
             self._given.pop(key, None)
+            self._allowed.pop(key, None)
 
     def _replayed(self, signed: "_Signed") -> bool:
         """Whether this signature was here before; a client signs every attempt anew, with the time of that moment."""
@@ -231,6 +285,15 @@ class Door:
                 return True
             self._seen[mark] = now
             return False
+
+
+@dataclass
+class _Allowance:
+    """What a hospital has moved for one task: bytes of each of its pieces, and of the reply; whether too much was said."""
+
+    fetched: dict[str, int] = field(default_factory=dict)
+    sent: int = 0
+    said: bool = False
 
 
 _AUTHENTICATION: Final = (b"flwr-public-key", b"flwr-timestamp", b"flwr-signature")
@@ -269,6 +332,11 @@ def _signature(headers: dict[bytes, bytes]) -> _Signed | None:
     except (KeyError, ValueError, TypeError, UnsupportedAlgorithm):
         pass
     return None
+
+
+def _body(parts: Iterable[Mapping[str, Any]]) -> bytes:
+    """What a response says, of its parts."""
+    return b"".join(part.get("body", b"") for part in parts)
 
 
 async def _answer(send: Send, status: int) -> None:

@@ -19,7 +19,7 @@ import pytest
 import small
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest
@@ -34,6 +34,7 @@ from ich_client import audit, policy
 from ich_client import flower as client
 from ich_client.app import OPEN, refusal
 from ich_models.errors import Code, ConfigurationError, RunError
+from ich_models.kit import key_fingerprint
 from ich_models.protocol import STATISTICS, VERSION, StatisticsReply, is_refusal
 from ich_server import flower as server
 from ich_server import pki
@@ -470,6 +471,51 @@ def test_a_task_whose_response_was_lost_is_given_again(place: Place) -> None:
         assert answer.status_code == 401, "nor with one that Flower does not accept any more"
     fleet._client.headers["ich-attempt"] = "second"
     assert len(fleet.PullMessages(pull).messages_list) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "taken"), [(100_000, True), (400_000, True), (440_000, False)], ids=["as large", "four times", "more"]
+)
+def test_a_reply_may_be_four_times_its_task_and_no_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int, taken: bool
+) -> None:
+    """A hospital that uploads without end would fill the server's memory."""
+    monkeypatch.setattr(server, "REPLY_SLACK", 20_000)
+    app = ClientApp()
+
+    @app.query()
+    def answer(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"much": ConfigRecord({"bytes": b"x" * size})}), reply_to=message)
+
+    joined = Joined(place, "north", app)
+    task = RecordDict({"model": ConfigRecord({"bytes": b"y" * 100_000})})
+    question = Message(task, place.link.seen()["north"].node, STATISTICS, ttl=10.0, group_id="x")
+    replies = list(place.link.grid.send_and_receive([question], timeout=10 if taken else 3))
+    assert joined.end() is None
+    assert [reply.has_error() for reply in replies] == ([False] if taken else [])
+    assert ("more than a reply to its task can be" in caplog.text) is not taken
+    assert taken or key_fingerprint(place.keys["north"].public_key()) in caplog.text, "whose it was"
+
+
+def test_fetching_the_same_again_allows_no_larger_reply(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "REPLY_SLACK", 20_000)
+    pull = client._Connection._pull
+
+    def often(self: Any, run: int, identifier: str) -> bytes:
+        return [pull(self, run, identifier) for _ in range(3)][-1]
+
+    monkeypatch.setattr(client._Connection, "_pull", often)
+    app = ClientApp()
+
+    @app.query()
+    def answer(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"much": ConfigRecord({"bytes": b"x" * 440_000})}), reply_to=message)
+
+    joined = Joined(place, "north", app)
+    task = RecordDict({"model": ConfigRecord({"bytes": b"y" * 100_000})})
+    question = Message(task, place.link.seen()["north"].node, STATISTICS, ttl=10.0, group_id="x")
+    assert list(place.link.grid.send_and_receive([question], timeout=3)) == []
+    assert joined.end() is None
 
 
 def test_whoever_counts_as_connected_fetches_its_tasks(
