@@ -36,8 +36,8 @@ from ich_client.app import OPEN, refusal
 from ich_models.errors import Code, ConfigurationError, RunError
 from ich_models.kit import key_fingerprint
 from ich_models.protocol import STATISTICS, VERSION, StatisticsReply, is_refusal
+from ich_server import door, pki
 from ich_server import flower as server
-from ich_server import pki
 from ich_server.flower import Link, open_link
 from ich_server.members import meet
 from ich_server.rounds import MALFORMED, NO_REPLY, Failure, Request, exchange, read
@@ -299,7 +299,7 @@ def test_the_health_of_the_port_says_nothing_else(place: Place) -> None:
 
 
 def test_a_body_has_a_limit(place: Place) -> None:
-    too_much = b"x" * (server.LARGEST_BODY + 1)
+    too_much = b"x" * (door.LARGEST_BODY + 1)
     context = place.context()
     answer = httpx.post(place.url("/v1/fleet/push-object"), verify=context, content=too_much, headers=signature(place))
     assert answer.status_code == 413
@@ -375,7 +375,7 @@ def test_a_signature_is_accepted_once_however_it_is_written(place: Place) -> Non
 
 def test_signatures_are_remembered_as_long_as_flower_accepts_them() -> None:
     """300 s and a little (flwr.common.constant)."""
-    assert server.REPLAY_WINDOW >= TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+    assert door.REPLAY_WINDOW >= TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
 
 
 def test_a_revoked_key_gets_no_response_that_was_kept_for_it(place: Place) -> None:
@@ -466,7 +466,7 @@ def test_a_task_whose_response_was_lost_is_given_again(place: Place) -> None:
         stolen = {"flwr-public-key": b64encode(key).decode(), "flwr-timestamp": "x", "flwr-signature": "AAAA"}
         answer = thief.post(place.url("/v1/fleet/pull-messages"), headers=stolen, content=pull.SerializeToString())
         assert answer.status_code in (401, 415), "without the key's signature there is nothing to be had"
-        old = signature(place, "losing", server.REPLAY_WINDOW + 1)  # seen long ago, and no more remembered
+        old = signature(place, "losing", door.REPLAY_WINDOW + 1)  # seen long ago, and no more remembered
         answer = thief.post(place.url("/v1/fleet/pull-messages"), headers=old, content=pull.SerializeToString())
         assert answer.status_code == 401, "nor with one that Flower does not accept any more"
     fleet._client.headers["ich-attempt"] = "second"
@@ -480,7 +480,7 @@ def test_a_reply_may_be_four_times_its_task_and_no_more(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int, taken: bool
 ) -> None:
     """A hospital that uploads without end would fill the server's memory."""
-    monkeypatch.setattr(server, "REPLY_SLACK", 20_000)
+    monkeypatch.setattr(door, "REPLY_SLACK", 20_000)
     app = ClientApp()
 
     @app.query()
@@ -498,7 +498,7 @@ def test_a_reply_may_be_four_times_its_task_and_no_more(
 
 
 def test_fetching_the_same_again_allows_no_larger_reply(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "REPLY_SLACK", 20_000)
+    monkeypatch.setattr(door, "REPLY_SLACK", 20_000)
     pull = client._Connection._pull
 
     def often(self: Any, run: int, identifier: str) -> bytes:

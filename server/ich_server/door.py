@@ -1,0 +1,259 @@
+"""Who may come in by the hospitals' port, and with what: an ASGI middleware before Flower's own interface.
+
+It knows of Flower's messages only where a task is given out, fetched and answered: everything else it passes on or refuses.
+"""
+
+import gc
+import logging
+import re
+import threading
+import time
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesResponse  # pylint: disable=no-name-in-module
+from flwr.proto.message_pb2 import PullObjectRequest  # pylint: disable=no-name-in-module
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ich_models.kit import key_fingerprint
+from ich_models.protocol import ATTEMPT, VERSION
+
+log = logging.getLogger(__name__)
+
+LARGEST_BODY: Final = 8 * 2**20
+"""Bytes of a request: objects travel in pieces of 5 MB."""
+
+LARGE_BODY: Final = 2**20
+"""Bytes from which on a request is cleared away as soon as it is answered: the web framework leaves it in a circle of
+references, and several hundred MB would wait for Python to look for them."""
+
+REPLY_SHARE, REPLY_SLACK = 4, 64 * 2**20
+"""What a hospital may upload for a task: so many times the bytes that it has fetched for it, and so many bytes more.
+An update is as large as the model, with SCAFFOLD's control variates twice as large; pieces may come again after a lost
+response."""
+
+SMALL_PIECE: Final = 1024
+"""Bytes up to which what a hospital fetches is not remembered: 'there is no such piece' is as small."""
+
+REPLAY_WINDOW: Final = 320.0
+"""Seconds for which Flower accepts a signed timestamp, and a little."""
+
+
+class Door:
+    """Only the hospitals' interface, requests and replies of a limited size, and each signature once (ASGI middleware).
+
+    Flower signs the time of a request and nothing else: who has seen a signature could use it for another request.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._seen: dict[tuple[bytes, bytes], float] = {}
+        self._given: dict[bytes, tuple[bytes, list[dict[str, Any]]]] = {}
+        """Per public key: the last attempt at a task, and the response to it."""
+        self.late: Counter[bytes] = Counter()
+        """Per public key: replies that came when nobody waited for them any more."""
+        self.versions: dict[bytes, str] = {}
+        """Per public key: the package's version that its last successful look for a task named."""
+        self._allowed: dict[bytes, _Allowance] = {}
+        """Per public key: what it may upload for its last task."""
+        self._lock = threading.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it."""
+        if scope["type"] != "http":
+            return
+        path = scope["path"]
+        if path == "/health" and scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        if not path.startswith("/v1/fleet/") or path.endswith("register-node"):
+            await _answer(send, 404)
+            return
+        headers = _headers(scope)
+        signed = None if headers is None else _signature(headers)
+        if headers is None or signed is None:  # nothing of it is read, and nothing remembered
+            await _answer(send, 401)
+            return
+        parts: list[bytes] = []
+        size = 0
+        more = True
+        while more:
+            part = await receive()
+            if part["type"] != "http.request":
+                return
+            parts.append(part.get("body", b""))
+            size += len(parts[-1])
+            more = part.get("more_body", False)
+            if size > LARGEST_BODY:
+                await _answer(send, 413)
+                return
+        if self._replayed(signed):
+            await _answer(send, 409)
+            return
+
+        async def again() -> dict[str, Any]:
+            return {"type": "http.request", "body": parts.pop(0) if parts else b"", "more_body": bool(parts)}
+
+        if path == "/v1/fleet/push-messages":
+            await self._app(scope, again, self._counting(signed.key, send))
+            return
+        if path == "/v1/fleet/pull-object":
+            await self._app(scope, again, self._allowing(signed.key, b"".join(parts), send))
+            return
+        if path == "/v1/fleet/push-object" and not self._may_upload(signed.key, size):
+            await _answer(send, 413)
+            return
+        if path != "/v1/fleet/pull-messages":
+            await self._app(scope, again, send)
+            if size > LARGE_BODY:
+                gc.collect()
+            return
+        key, attempt = signed.key, headers.get(ATTEMPT.encode(), b"")
+        known, response = self._given.get(key, (b"", []))
+        if (
+            known == attempt != b"" and signed.is_fresh
+        ):  # its response was lost: Flower would not give the task out again
+            for part in response:
+                await send(part)
+            return
+        given: list[dict[str, Any]] = []
+
+        async def keep(part: Any) -> None:
+            given.append(part)
+            if part["type"] == "http.response.body" and not part.get("more_body") and given[0]["status"] == 200:
+                self._given[key] = (attempt, given)  # before it is sent: the client may ask again at once
+                if PullMessagesResponse.FromString(_body(given)).messages_list:
+                    self._allowed[key] = _Allowance()
+                said = headers.get(VERSION.encode(), b"").decode("ascii", "replace")
+                self.versions[key] = said if re.fullmatch(r"[0-9A-Za-z.+-]{1,32}", said) else ""
+            await send(part)
+
+        await self._app(scope, again, keep)
+
+    def _counting(self, key: bytes, send: Send) -> Send:
+        """`send`, and count the reply as late if Flower wants none of its content."""
+        parts: list[dict[str, Any]] = []
+
+        async def watched(part: Any) -> None:
+            parts.append(part)
+            if part["type"] == "http.response.body" and not part.get("more_body") and parts[0]["status"] == 200:
+                self.late[key] += not PushMessagesResponse.FromString(_body(parts)).objects_to_push
+            await send(part)
+
+        return watched
+
+    def _allowing(self, key: bytes, request: bytes, send: Send) -> Send:
+        """`send`, and let the reply be larger by what of its task goes out here: by each piece once."""
+        allowed = self._allowed.get(key)
+        try:
+            wanted = PullObjectRequest.FromString(request).object_id
+        except DecodeError:  # Flower's to refuse
+            return send
+        if allowed is None:
+            return send
+        size = 0
+
+        async def watched(part: Any) -> None:
+            nonlocal size
+            size += len(part.get("body", b""))
+            if part["type"] == "http.response.body" and not part.get("more_body") and size > SMALL_PIECE:
+                allowed.fetched[wanted] = size
+            await send(part)
+
+        return watched
+
+    def _may_upload(self, key: bytes, size: int) -> bool:
+        """Whether so many bytes more are still within a reply to the last task."""
+        allowed = self._allowed.get(key)
+        if allowed is None:  # nobody's, or of before this server's start: there is no task to reply to
+            return False
+        allowed.sent += size
+        if allowed.sent <= REPLY_SHARE * sum(allowed.fetched.values()) + REPLY_SLACK:
+            return True
+        if not allowed.said:
+            whose = key_fingerprint(bytes_to_public_key(key))
+            log.warning("the hospital with key %s uploads more than a reply to its task can be: refused", whose)
+        allowed.said = True
+        return False
+
+    def forget(self, admitted: Iterable[bytes]) -> None:
+        """Keep nothing for keys that are not admitted any more."""
+        for key in (self._given.keys() | self._allowed.keys()) - set(admitted):
+            self._given.pop(key, None)
+            self._allowed.pop(key, None)
+
+    def _replayed(self, signed: "_Signed") -> bool:
+        """Whether this signature was here before; a client signs every attempt anew, with the time of that moment."""
+        mark = (signed.key, signed.moment)
+        now = time.monotonic()
+        with self._lock:
+            while self._seen and next(iter(self._seen.values())) < now - REPLAY_WINDOW:
+                del self._seen[next(iter(self._seen))]
+            if mark in self._seen:
+                return True
+            self._seen[mark] = now
+            return False
+
+
+@dataclass
+class _Allowance:
+    """What a hospital has moved for one task: bytes of each of its pieces, and of the reply; whether too much was said."""
+
+    fetched: dict[str, int] = field(default_factory=dict)
+    sent: int = 0
+    said: bool = False
+
+
+_AUTHENTICATION: Final = (b"flwr-public-key", b"flwr-timestamp", b"flwr-signature")
+
+
+@dataclass(frozen=True)
+class _Signed:
+    """A request's public key (its bytes: several texts may stand for them) and the time that it has signed."""
+
+    key: bytes
+    moment: bytes
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether Flower would still accept it."""
+        try:
+            signed = datetime.fromisoformat(self.moment.decode("ascii"))
+            return abs((datetime.now(UTC) - signed).total_seconds()) < REPLAY_WINDOW
+        except (ValueError, TypeError):
+            return False
+
+
+def _headers(scope: Scope) -> dict[bytes, bytes] | None:
+    """The headers; None if one that authenticates stands there twice: which one counts would be a matter of taste."""
+    names = [name for name, _ in scope["headers"]]
+    return None if any(names.count(name) > 1 for name in _AUTHENTICATION) else dict(scope["headers"])
+
+
+def _signature(headers: dict[bytes, bytes]) -> _Signed | None:
+    """Whose signature a request carries, if the key that it names has signed the time that it names."""
+    try:
+        key, moment, signature = (headers[name] for name in _AUTHENTICATION)
+        public = b64decode(key, validate=True)
+        if verify_signature(bytes_to_public_key(public), moment, b64decode(signature, validate=True)):
+            return _Signed(public, moment)
+    except (KeyError, ValueError, TypeError, UnsupportedAlgorithm):
+        pass
+    return None
+
+
+def _body(parts: Iterable[Mapping[str, Any]]) -> bytes:
+    """What a response says, of its parts."""
+    return b"".join(part.get("body", b"") for part in parts)
+
+
+async def _answer(send: Send, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
