@@ -11,15 +11,13 @@ import time
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesResponse  # pylint: disable=no-name-in-module
-from flwr.proto.message_pb2 import PullObjectRequest  # pylint: disable=no-name-in-module
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ich_models.kit import key_fingerprint
@@ -35,12 +33,8 @@ LARGE_BODY: Final = 2**20
 references, and several hundred MB would wait for Python to look for them."""
 
 REPLY_SHARE, REPLY_SLACK = 4, 64 * 2**20
-"""What a hospital may upload for a task: so many times the bytes that it has fetched for it, and so many bytes more.
-An update is as large as the model, with SCAFFOLD's control variates twice as large; pieces may come again after a lost
-response."""
-
-SMALL_PIECE: Final = 1024
-"""Bytes up to which what a hospital fetches is not remembered: 'there is no such piece' is as small."""
+"""What a hospital may upload for a task: so many times the task's own bytes, and so many bytes more. An update is
+as large as the model, with SCAFFOLD's control variates twice as large; pieces may come again after a lost response."""
 
 REPLAY_WINDOW: Final = 320.0
 """Seconds for which Flower accepts a signed timestamp, and a little."""
@@ -61,8 +55,10 @@ class Door:
         """Per public key: replies that came when nobody waited for them any more."""
         self.versions: dict[bytes, str] = {}
         """Per public key: the package's version that its last successful look for a task named."""
-        self._allowed: dict[bytes, _Allowance] = {}
-        """Per public key: what it may upload for its last task."""
+        self._tasks: dict[str, int] = {}
+        """Bytes of every task that waits to be fetched."""
+        self._left: dict[bytes, int] = {}
+        """Per public key: bytes that it may still upload for its last task."""
         self._lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,9 +100,6 @@ class Door:
         if path == "/v1/fleet/push-messages":
             await self._app(scope, again, self._counting(signed.key, send))
             return
-        if path == "/v1/fleet/pull-object":
-            await self._app(scope, again, self._allowing(signed.key, b"".join(parts), send))
-            return
         if path == "/v1/fleet/push-object" and not self._may_upload(signed.key, size):
             await _answer(send, 413)
             return
@@ -129,8 +122,10 @@ class Door:
             given.append(part)
             if part["type"] == "http.response.body" and not part.get("more_body") and given[0]["status"] == 200:
                 self._given[key] = (attempt, given)  # before it is sent: the client may ask again at once
-                if PullMessagesResponse.FromString(_body(given)).messages_list:
-                    self._allowed[key] = _Allowance()
+                tasks = PullMessagesResponse.FromString(_body(given)).messages_list
+                if tasks:
+                    size = sum(self._tasks.pop(task.metadata.message_id, 0) for task in tasks)
+                    self._left[key] = REPLY_SHARE * size + REPLY_SLACK
                 said = headers.get(VERSION.encode(), b"").decode("ascii", "replace")
                 self.versions[key] = said if re.fullmatch(r"[0-9A-Za-z.+-]{1,32}", said) else ""
             await send(part)
@@ -149,45 +144,27 @@ class Door:
 
         return watched
 
-    def _allowing(self, key: bytes, request: bytes, send: Send) -> Send:
-        """`send`, and let the reply be larger by what of its task goes out here: by each piece once."""
-        allowed = self._allowed.get(key)
-        try:
-            wanted = PullObjectRequest.FromString(request).object_id
-        except DecodeError:  # Flower's to refuse
-            return send
-        if allowed is None:
-            return send
-        size = 0
-
-        async def watched(part: Any) -> None:
-            nonlocal size
-            size += len(part.get("body", b""))
-            if part["type"] == "http.response.body" and not part.get("more_body") and size > SMALL_PIECE:
-                allowed.fetched[wanted] = size
-            await send(part)
-
-        return watched
+    def expect(self, task: str, size: int) -> None:
+        """A task of so many bytes waits to be fetched: the reply to it may be in proportion."""
+        self._tasks[task] = size
 
     def _may_upload(self, key: bytes, size: int) -> bool:
-        """Whether so many bytes more are still within a reply to the last task."""
-        allowed = self._allowed.get(key)
-        if allowed is None:  # nobody's, or of before this server's start: there is no task to reply to
-            return False
-        allowed.sent += size
-        if allowed.sent <= REPLY_SHARE * sum(allowed.fetched.values()) + REPLY_SLACK:
+        """Whether so many bytes more are still within a reply to the last task; without a task there is none."""
+        left = self._left.get(key, 0)
+        if size <= left:
+            self._left[key] = left - size
             return True
-        if not allowed.said:
+        if left:
+            self._left[key] = 0
             whose = key_fingerprint(bytes_to_public_key(key))
             log.warning("the hospital with key %s uploads more than a reply to its task can be: refused", whose)
-        allowed.said = True
         return False
 
     def forget(self, admitted: Iterable[bytes]) -> None:
         """Keep nothing for keys that are not admitted any more."""
-        for key in (self._given.keys() | self._allowed.keys()) - set(admitted):
+        for key in (self._given.keys() | self._left.keys()) - set(admitted):
             self._given.pop(key, None)
-            self._allowed.pop(key, None)
+            self._left.pop(key, None)
 
     def _replayed(self, signed: "_Signed") -> bool:
         """Whether this signature was here before; a client signs every attempt anew, with the time of that moment."""
@@ -200,15 +177,6 @@ class Door:
                 return True
             self._seen[mark] = now
             return False
-
-
-@dataclass
-class _Allowance:
-    """What a hospital has moved for one task: bytes of each of its pieces, and of the reply; whether too much was said."""
-
-    fetched: dict[str, int] = field(default_factory=dict)
-    sent: int = 0
-    said: bool = False
 
 
 _AUTHENTICATION: Final = (b"flwr-public-key", b"flwr-timestamp", b"flwr-signature")

@@ -54,6 +54,7 @@ from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp
 
 from ich_models.errors import ConfigurationError, RunError
+from ich_models.protocol import size
 from ich_server.door import Door
 
 log = logging.getLogger(__name__)
@@ -131,8 +132,11 @@ class StateGrid(Grid):
     Identical objects are stored once, and a reply's objects are dropped as it is pulled.
     """
 
-    def __init__(self, state: LinkState, run: Run, online: Callable[[], Iterable[int]]) -> None:
-        self._state, self._run, self._online = state, run, online
+    def __init__(
+        self, state: LinkState, run: Run, online: Callable[[], Iterable[int]], expect: Callable[[str, int], None]
+    ) -> None:
+        """`online`: who is connected; `expect`: told of each message and its bytes before it can be fetched."""
+        self._state, self._run, self._online, self._expect = state, run, online, expect
         self._arriving: dict[str, Message] = {}
         """Replies of which the state has told, once and never again, while their objects are still on their way."""
 
@@ -169,6 +173,7 @@ class StateGrid(Grid):
             tree = get_object_tree(message)
             session = self._state.start_session(self._run.run_id)
             head = remove_content_from_message(message)
+            self._expect(message.metadata.message_id, size(message.content))
             stored, missing = self._state.store_message_and_object_tree(head, tree, session)
             if not stored:  # the hospital was revoked, or has never been here: the deadline says so
                 return message.metadata.message_id
@@ -257,7 +262,7 @@ class Link:
         """Node to hospital, of the admitted keys, as of the last `refresh`."""
         self.before_look: Callable[[], None] = lambda: None
         """Called whenever it is asked who is there; may raise, to end the waiting."""
-        self.grid = StateGrid(state, run, self._online)
+        self.grid = StateGrid(state, run, self._online, door.expect)
         self.refresh()
 
     def refresh(self) -> None:
