@@ -391,6 +391,7 @@ def _serve(
             access_log=False,
             lifespan="off",
             server_header=False,
+            date_header=False,
             ssl_certfile=str(certificate),
             ssl_keyfile=str(key),
             timeout_graceful_shutdown=CLOSING,

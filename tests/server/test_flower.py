@@ -1,5 +1,6 @@
 """The server's port and link as strangers, revoked and admitted hospitals meet them: a real server over TLS on loopback."""
 
+import asyncio
 import hashlib
 import socket
 import ssl
@@ -9,14 +10,16 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import small
+import uvicorn
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -627,8 +630,9 @@ def test_an_exception_of_the_app_leaves_no_text(place: Place, tmp_path: Path) ->
 def test_a_clock_that_is_off_is_said(
     place: Place, monkeypatch: pytest.MonkeyPatch, off: float, said: str | None
 ) -> None:
-    real = time.time
-    monkeypatch.setattr(client.time, "time", lambda: real() + off)
+    monkeypatch.setattr(
+        client, "time", SimpleNamespace(time=lambda: time.time() + off)
+    )  # the server is in this process
     if said is None:
         measured: list[float] = []
         client.check_server(place.server(), threading.Event(), measured.append)
@@ -639,6 +643,18 @@ def test_a_clock_that_is_off_is_said(
     number, _, rest = said.partition(" s ")
     assert rest in str(caught.value)
     assert any(f"clock is {about} s" in str(caught.value) for about in range(int(number) - 1, int(number) + 2))
+
+
+def test_the_servers_time_is_that_of_the_moment(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of when a busy server last came to write it down: the hospital would be told that its own clock is wrong."""
+    monkeypatch.setattr(uvicorn.Server, "on_tick", lambda self, counter: asyncio.sleep(0, False))
+    time.sleep(0.2)  # until the last tick of its own is over
+    for _ in range(2):
+        before = time.time()
+        response = httpx.get(place.url("/health"), verify=place.context())
+        (date,) = response.headers.get_list("date")
+        assert int(before) <= parsedate_to_datetime(date).timestamp() <= time.time()
+        time.sleep(1.1)
 
 
 @pytest.mark.parametrize("module", [client, server])
