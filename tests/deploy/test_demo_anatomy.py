@@ -1,5 +1,7 @@
 """The demo's heads: volumes exact to half a voxel, each lesion in its room, one truth whatever grid it is looked at on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -166,3 +168,15 @@ def test_noise_and_blur_are_the_kernels_own() -> None:
     assert noisy.std() == pytest.approx(4.0 * 1.15, rel=0.03)
     grains = np.corrcoef(noisy[:, :, :-1].ravel(), noisy[:, :, 1:].ravel())[0, 1]
     assert grains == pytest.approx(0.5, abs=0.03)  # neighbours share half of what they are the mean of
+
+
+@pytest.mark.parametrize("hospital", sorted(scanner.CT))
+def test_no_brain_kernel_draws_a_dark_rim_inside_the_skull(hospital: str) -> None:
+    """There lies a subdural haematoma, a few pixels thick: brain beside bone must not become darker than fluid."""
+    edge = np.full((5, 64, 64), 37, np.float32)
+    edge[..., 32:] = 900
+    kernel = replace(scanner.CT[hospital].soft, noise=0.0)
+    inside = scanner.reconstruct(edge, kernel, np.zeros_like(edge), np.random.default_rng(0))[2, 32, 16:32]
+    assert inside.min() > 0
+    sharp = replace(scanner.CT[hospital].sharp, noise=0.0)
+    assert scanner.reconstruct(edge, sharp, np.zeros_like(edge), np.random.default_rng(0))[2, 32, 16:32].min() < -100

@@ -20,12 +20,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def learnt(folder: Path, kind: str, name: str, changes: dict[str, str]) -> dict[str, Any]:
+def learnt(folder: Path, kind: str, name: str, changes: dict[str, str], patients: int | None = None) -> dict[str, Any]:
     """What the federated model's results say of 30 % of each hospital's patients, set apart; by hospital.
 
     All stages of the demo's study with `changes` of its text, without leaving hospitals out; counts of few patients are told.
+    `patients`: so many of each hospital, for the demo's own numbers.
     """
-    hospitals.write(folder, kind, 7)
+    hospitals.write(folder, kind, 7, patients)
     text = (folder / f"{name}.yaml").read_text()
     apart = {
         "leave_one_hospital_out: true": "leave_one_hospital_out: false, test: 0.3",
@@ -44,16 +45,27 @@ def learnt(folder: Path, kind: str, name: str, changes: dict[str, str]) -> dict[
     return found
 
 
-@pytest.mark.parametrize(("name", "rounds", "least"), [("hohoho", 10, 0.9), ("dlmi", 6, 0.88)])
-def test_sees_blood(name: str, rounds: int, least: float, folder: Path) -> None:
-    """Medians measured, in the order of the types: hohoho (encoder, then sequence) .94 .81 .83 .84 .93, dlmi .94 .84 .79 .85 .93."""
-    told = learnt(folder, "slices", name, {"rounds: 15": f"rounds: {rounds}"})
-    found = {
+def by_type(told: dict[str, Any]) -> dict[str, float]:
+    """The AUROC of slices, median over the hospitals."""
+    return {
         kind: median(one["types"][kind]["slices"]["auroc"]["value"] for one in told.values())
         for kind in told["north"]["types"]
     }
-    assert found["intraparenchymal"] > least
-    assert mean(found.values()) > 0.8
+
+
+def test_hohoho_sees_blood(folder: Path) -> None:
+    """Of twice the demo's patients. Measured, in the order of the types: .96 .92 .73 .94 .90."""
+    found = by_type(learnt(folder, "slices", "hohoho", {}, patients=100))
+    least = {"intraparenchymal": 0.93, "intraventricular": 0.86, "subdural": 0.88, "epidural": 0.84}
+    assert all(found[kind] > bound for kind, bound in least.items()), found
+    assert mean(found.values()) > 0.84, found
+
+
+def test_dlmi_sees_blood(folder: Path) -> None:
+    """Measured, in the order of the types: .93 .84 .81 .90 .93."""
+    found = by_type(learnt(folder, "slices", "dlmi", {"rounds: 15": "rounds: 6"}))
+    assert found["intraparenchymal"] > 0.88, found
+    assert mean(found.values()) > 0.8, found
 
 
 def test_sees_an_infected_joint(folder: Path) -> None:

@@ -15,7 +15,11 @@ Tags = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Kernel:
-    """A reconstruction. `blur`: sigma in pixels; `sharpen`: how much of the edges is added again; `noise`: HU or intensity."""
+    """A reconstruction. `blur`: sigma in pixels; `sharpen`: how much of the edges is added again; `noise`: HU or intensity.
+
+    Of CT, bone is so bright that .6 of its edge leaves two pixels inside the skull at -96 and -26 HU, where a subdural haematoma
+    lies: right for bone, not for a brain kernel.
+    """
 
     blur: float
     sharpen: float
@@ -111,7 +115,7 @@ CT: Final = {
     # The gantry is tilted along the base of the skull: every slice lies shifted against the one below it.
     "east": Scanner(
         Slices(128, 128, 1.7, ((26, 5.5),), tilt=14.0, origin=(4.0, 0.0, -96.3)),
-        Kernel(0.4, 0.6, 5.0),
+        Kernel(0.4, 0.15, 5.0),
         Kernel(0.3, 1.6, 14.0),
         {**_GE, "ConvolutionKernel": "STANDARD", "SeriesDescription": "Head Std"},
         {**_GE, "ConvolutionKernel": "BONE", "SeriesDescription": "Head Bone"},
