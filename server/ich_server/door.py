@@ -66,9 +66,9 @@ class Door:
         """Pass the request on, or answer it."""
         if scope["type"] != "http":
             return
-        path = scope["path"]
+        send, path = _dated(send), scope["path"]
         if path == "/health" and scope["method"] in ("GET", "HEAD"):
-            await self._app(scope, receive, _dated(send))
+            await self._app(scope, receive, send)
             return
         if not path.startswith("/v1/fleet/") or path.endswith("register-node"):
             await _answer(send, 404)
