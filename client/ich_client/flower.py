@@ -385,8 +385,8 @@ class _Connection:
             head = remove_content_from_message(reply) if reply.has_content() else reply
         try:
             return self._upload(head, tree, objects)
-        except _DeniedError:
-            log.warning(_LATE)
+        except _DeniedError as error:
+            log.warning(_TOO_LARGE if error.status == TOO_LARGE else _LATE)
             return 0
 
     def _upload(self, head: Message, tree: ObjectTree, objects: dict[str, Any]) -> int:
@@ -415,7 +415,8 @@ class _Connection:
         return sent
 
 
-_LATE: Final = "the server does not take the reply any more: its run has ended, its time was up, or it is too large"
+_TOO_LARGE: Final = "the server does not take the reply: it is larger than a reply to this task can be"
+_LATE: Final = "the server does not take the reply any more: its run has ended, or its time was up"
 
 
 class _StoppedError(Exception):
@@ -430,11 +431,15 @@ class _DeniedError(Exception):
     """The server refuses."""
 
     def __init__(self, error: httpx.HTTPStatusError) -> None:
-        super().__init__(str(error.response.status_code))
+        self.status = error.response.status_code
+        super().__init__(str(self.status))
         found = FlowerError.from_json(error.response.text)
         self.may_pass = found is not None and found.code == ACTIVATION_FAILED
         """Whether it may be for a while only: the client's own earlier connection counts as alive."""
 
+
+TOO_LARGE: Final = 413
+"""HTTP's code for more than the server takes."""
 
 ACTIVATION_FAILED: Final = 2004
 """Flower's code for a key that it does not know or that is connected already."""

@@ -17,8 +17,14 @@ from email.utils import formatdate
 from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from flwr.proto.fleet_pb2 import PullMessagesResponse, PushMessagesResponse  # pylint: disable=no-name-in-module
+from flwr.proto.fleet_pb2 import (  # pylint: disable=no-name-in-module
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ich_models.kit import key_fingerprint
@@ -34,8 +40,11 @@ LARGE_BODY: Final = 2**20
 references, and several hundred MB would wait for Python to look for them."""
 
 REPLY_SHARE, REPLY_SLACK = 4, 64 * 2**20
-"""What a hospital may upload for a task: so many times the task's own bytes, and so many bytes more. An update is
-as large as the model, with SCAFFOLD's control variates twice as large; pieces may come again after a lost response."""
+"""What a hospital may upload for a task: so many times the task's own bytes, and so many bytes more. A strategy may return
+more blocks than it sends, what stayed at the hospital comes after the last round, and pieces come again after a lost response."""
+
+PIECE: Final = 5000
+"""Bytes that the server keeps of every piece that a reply announces, whatever it holds."""
 
 REPLAY_WINDOW: Final = 320.0
 """Seconds for which Flower accepts a signed timestamp, and a little."""
@@ -99,6 +108,9 @@ class Door:
             return {"type": "http.request", "body": parts.pop(0) if parts else b"", "more_body": bool(parts)}
 
         if path == "/v1/fleet/push-messages":
+            if not self._may_upload(signed.key, size + PIECE * _announced(b"".join(parts))):
+                await _answer(send, 413)
+                return
             await self._app(scope, again, self._counting(signed.key, send))
             return
         if path == "/v1/fleet/push-object" and not self._may_upload(signed.key, size):
@@ -169,6 +181,8 @@ class Door:
 
     def _replayed(self, signed: "_Signed") -> bool:
         """Whether this signature was here before; a client signs every attempt anew, with the time of that moment."""
+        if not signed.is_fresh:  # Flower refuses it; remembered would be whatever anybody sends
+            return False
         mark = (signed.key, signed.moment)
         now = time.monotonic()
         with self._lock:
@@ -231,6 +245,15 @@ def _dated(send: Send) -> Send:
         await send(part)
 
     return now
+
+
+def _announced(request: bytes) -> int:
+    """The pieces of the replies that a hospital announces."""
+    try:
+        trees = PushMessagesRequest.FromString(request).message_object_trees
+    except DecodeError:  # Flower's to refuse
+        return 0
+    return sum(1 for tree in trees for _ in iterate_object_tree(tree))
 
 
 def _body(parts: Iterable[Mapping[str, Any]]) -> bytes:

@@ -49,6 +49,7 @@ from flwr.superlink.config_loader import get_federation_manager
 from flwr.superlink.routers.fleet.node_auth import NodeAuthMiddleware
 from flwr.superlink.routers.fleet.router import router as fleet_router
 from flwr.superlink.servicer.control import control_handlers
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp
@@ -129,7 +130,8 @@ def _fleet(factory: LinkStateFactory) -> Door:
 class StateGrid(Grid):
     """A Grid on the SuperLink's state in the same process: nothing is copied through a socket.
 
-    Identical objects are stored once, and a reply's objects are dropped as it is pulled.
+    Identical objects are stored once, and a reply's objects are dropped as it is pulled. What an exchange leaves behind (tasks
+    that nobody fetched, replies of which a piece never came) is dropped when the next one begins.
     """
 
     def __init__(
@@ -139,6 +141,10 @@ class StateGrid(Grid):
         self._state, self._run, self._online, self._expect = state, run, online, expect
         self._arriving: dict[str, Message] = {}
         """Replies of which the state has told, once and never again, while their objects are still on their way."""
+        self._group = ""
+        """The exchange that the messages belong to."""
+        self._open: set[str] = set()
+        """Messages of it that nobody has answered."""
 
     def set_run(self, run: Run) -> None:
         """Part of flwr's interface."""
@@ -167,7 +173,17 @@ class StateGrid(Grid):
         """Store the messages for their hospitals to fetch."""
         return [self._push(message) for message in messages]
 
+    def _clear(self) -> None:
+        """Forget the last exchange: whoever still works on it is late."""
+        self._state.delete_messages(message_ins_ids=self._open)
+        self._state.object_store.clear()
+        self._open.clear()
+        self._arriving.clear()
+
     def _push(self, message: Message) -> str:
+        if message.metadata.group_id != self._group:
+            self._clear()
+            self._group = message.metadata.group_id
         with no_object_id_recompute():
             message.metadata.__dict__["_message_id"] = message.object_id
             tree = get_object_tree(message)
@@ -177,6 +193,7 @@ class StateGrid(Grid):
             stored, missing = self._state.store_message_and_object_tree(head, tree, session)
             if not stored:  # the hospital was revoked, or has never been here: the deadline says so
                 return message.metadata.message_id
+            self._open.add(message.metadata.message_id)
             objects = get_all_nested_objects(message)
             for identifier in missing:
                 self._state.store_object(self._run.run_id, session, identifier, objects[identifier].deflate())
@@ -192,6 +209,7 @@ class StateGrid(Grid):
         for task in whole:
             del self._arriving[task]
         self._state.delete_messages(message_ins_ids=set(whole))
+        self._open -= set(whole)
         return list(whole.values())
 
     def _inflate(self, reply: Message) -> Message | None:
@@ -374,7 +392,10 @@ def _begin_run(state: LinkState) -> tuple[Run, int]:
 
 def _beat(state: LinkState, task: int, stop: threading.Event) -> None:
     while not stop.wait(HEARTBEAT):
-        state.acknowledge_task_heartbeat(task)
+        try:
+            state.acknowledge_task_heartbeat(task)
+        except SQLAlchemyError as error:  # a database that is locked for long: the next sign of life is soon
+            log.warning("heartbeat of the run: %s", type(error).__name__)
 
 
 def _serve(

@@ -56,9 +56,9 @@ def by_type(told: dict[str, Any]) -> dict[str, float]:
 def test_hohoho_sees_blood(folder: Path) -> None:
     """Of twice the demo's patients. Measured, in the order of the types: .96 .92 .73 .94 .90."""
     found = by_type(learnt(folder, "slices", "hohoho", {}, patients=100))
-    least = {"intraparenchymal": 0.93, "intraventricular": 0.86, "subdural": 0.88, "epidural": 0.84}
+    least = {"intraparenchymal": 0.9, "intraventricular": 0.82, "subdural": 0.84, "epidural": 0.8}
     assert all(found[kind] > bound for kind, bound in least.items()), found
-    assert mean(found.values()) > 0.84, found
+    assert mean(found.values()) > 0.82, found
 
 
 def test_dlmi_sees_blood(folder: Path) -> None:

@@ -23,11 +23,18 @@ import uvicorn
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app.message import remove_content_from_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE
-from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest
-from flwr.proto.message_pb2 import ObjectTree
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest, PullMessagesRequest, PushMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
@@ -476,28 +483,120 @@ def test_a_task_whose_response_was_lost_is_given_again(place: Place) -> None:
     assert len(fleet.PullMessages(pull).messages_list) == 0
 
 
-@pytest.mark.parametrize(
-    ("size", "taken"), [(100_000, True), (400_000, True), (440_000, False)], ids=["as large", "four times", "more"]
-)
-def test_a_reply_may_be_four_times_its_task_and_no_more(
-    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, size: int, taken: bool
-) -> None:
-    """A hospital that uploads without end would fill the server's memory."""
-    monkeypatch.setattr(door, "REPLY_SLACK", 20_000)
+def replying(sizes: list[int]) -> ClientApp:
+    """Answers with so many bytes, in pieces of 50 kB, one size after another."""
     app = ClientApp()
 
     @app.query()
     def answer(message: Message, context: Context) -> Message:
-        return Message(RecordDict({"much": ConfigRecord({"bytes": b"x" * size})}), reply_to=message)
+        pieces = {str(n): ConfigRecord({"bytes": n.to_bytes(50, "big") * 1000}) for n in range(sizes.pop(0) // 50_000)}
+        return Message(RecordDict(pieces), reply_to=message)
 
-    joined = Joined(place, "north", app)
+    return app
+
+
+def large(place: Place, hospital: str, group: str) -> Message:
+    """A task of 100 kB, of which one half is equal to the other and is stored once."""
     task = RecordDict({name: ConfigRecord({"bytes": b"y" * 50_000}) for name in ("model", "the same")})
-    question = Message(task, place.link.seen()["north"].node, STATISTICS, ttl=10.0, group_id="x")
-    replies = list(place.link.grid.send_and_receive([question], timeout=10 if taken else 3))
+    return Message(task, place.link.seen()[hospital].node, STATISTICS, ttl=20.0, group_id=group)
+
+
+@pytest.mark.parametrize("size", [100_000, 400_000])
+def test_a_reply_may_be_four_times_its_task(place: Place, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    monkeypatch.setattr(door, "REPLY_SLACK", 80_000)
+    joined = Joined(place, "north", replying([size, size]))
+    for group in ("one", "two"):  # each task anew
+        (reply,) = place.link.grid.send_and_receive([large(place, "north", group)], timeout=20)
+        assert not reply.has_error()
     assert joined.end() is None
-    assert [reply.has_error() for reply in replies] == ([False] if taken else [])
-    assert ("more than a reply to its task can be" in caplog.text) is not taken
-    assert taken or key_fingerprint(place.keys["north"].public_key()) in caplog.text, "whose it was"
+
+
+def test_a_reply_that_is_larger_is_refused_and_everybody_is_told(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A hospital that uploads without end would fill the server's memory."""
+    monkeypatch.setattr(door, "REPLY_SLACK", 80_000)
+    joined = Joined(place, "north", replying([550_000, 100_000]))
+    place.link.grid.push_messages([large(place, "north", "one")])
+    end = time.monotonic() + 20
+    while "it is larger than a reply to this task can be" not in caplog.text and time.monotonic() < end:
+        time.sleep(0.05)
+    assert "the server does not take the reply: it is larger" in caplog.text, "the hospital"
+    assert f"{key_fingerprint(place.keys['north'].public_key())} uploads more than a reply" in caplog.text, "the server"
+    (reply,) = place.link.grid.send_and_receive([large(place, "north", "two")], timeout=20)
+    assert not reply.has_error(), "the next task is another one"
+    assert joined.end() is None
+
+
+def test_a_reply_of_endless_pieces_is_refused_when_it_is_announced(place: Place) -> None:
+    """A name of 32 bytes costs the server some kilobytes, whether its piece ever comes or not."""
+    fleet = place.fleet(place.keys["east"])
+    key = public_key_to_bytes(place.keys["east"].public_key())
+    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
+    try:
+        place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="x")])
+        (task,) = fleet.PullMessages(PullMessagesRequest(node=Node(node_id=node))).messages_list
+        reply = Message(RecordDict(), reply_to=message_from_proto(task))
+        head = remove_content_from_message(reply)
+        head.metadata.__dict__["_message_id"] = "ab" * 32
+        names = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(door.REPLY_SLACK // door.PIECE)]
+        tree = ObjectTree(object_id="ab" * 32, children=[ObjectTree(object_id=name) for name in names])
+        before = len(place.link.grid._state.object_store)
+        request = PushMessagesRequest(
+            node=Node(node_id=node), messages_list=[message_to_proto(head)], message_object_trees=[tree]
+        )
+        with pytest.raises(httpx.HTTPStatusError, match="413"):
+            fleet.PushMessages(request)
+        assert len(place.link.grid._state.object_store) == before
+    finally:
+        fleet.DeactivateNode(DeactivateNodeRequest(node_id=node))
+
+
+def test_without_a_task_nothing_can_be_uploaded(place: Place) -> None:
+    place.keys["idle"] = ec.generate_private_key(ec.SECP384R1())
+    place.link.refresh()
+    fleet = place.fleet(place.keys["idle"])
+    key = public_key_to_bytes(place.keys["idle"].public_key())
+    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
+    with pytest.raises(httpx.HTTPStatusError, match="413"):
+        fleet.PushObject(PushObjectRequest(node=Node(node_id=node), object_id="ab" * 32, object_content=b"x"))
+
+
+def test_what_an_exchange_leaves_behind_is_dropped_when_the_next_begins(place: Place) -> None:
+    """A task that was not fetched, and a reply of which the last piece never came."""
+    fleet = place.fleet(place.keys["east"])
+    key = public_key_to_bytes(place.keys["east"].public_key())
+    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
+    store = place.link.grid._state.object_store
+    try:
+        place.link.grid.push_messages([large(place, "east", "one")])
+        pull = PullMessagesRequest(node=Node(node_id=node))
+        (task,) = fleet.PullMessages(pull).messages_list
+        reply = Message(RecordDict({"m": ConfigRecord({"b": b"z" * 10**6})}), reply_to=message_from_proto(task))
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
+            head = remove_content_from_message(reply)
+        answer = fleet.PushMessages(
+            PushMessagesRequest(
+                node=Node(node_id=node),
+                messages_list=[message_to_proto(head)],
+                message_object_trees=[tree],
+                clientapp_runtime_list=[0.0],
+            )
+        )
+        assert set(answer.objects_to_push) == set(objects)
+        for name in set(objects) - {tree.object_id}:
+            piece = {"object_id": name, "session_id": answer.session_id, "object_content": objects[name].deflate()}
+            fleet.PushObject(PushObjectRequest(node=Node(node_id=node), run_id=task.metadata.run_id, **piece))
+        assert place.link.grid.pull_messages([task.metadata.message_id]) == []
+        assert set(objects) <= set(store.store)
+        place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="two")])
+        assert not set(objects) & set(store.store)
+        assert sum(len(entry.content) for entry in store.store.values()) < 2000, "what is there is the new task"
+        assert len(fleet.PullMessages(pull).messages_list) == 1, "which can be fetched"
+    finally:
+        fleet.DeactivateNode(DeactivateNodeRequest(node_id=node))
 
 
 def test_whoever_counts_as_connected_fetches_its_tasks(
