@@ -27,13 +27,15 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_sig
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ich_models.kit import key_fingerprint
 from ich_models.protocol import ATTEMPT, VERSION
 
 log = logging.getLogger(__name__)
 
 LARGEST_BODY: Final = 8 * 2**20
 """Bytes of a request: objects travel in pieces of 5 MB."""
+
+STRANGERS_BODY: Final = 2**16
+"""The same, of a key that is not admitted: Flower tells it so once it has read the request."""
 
 LARGE_BODY: Final = 2**20
 """Bytes from which on a request is cleared away as soon as it is answered: the web framework leaves it in a circle of
@@ -58,6 +60,8 @@ class Door:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._names: dict[bytes, str] = {}
+        """Per admitted public key: the hospital."""
         self._seen: dict[tuple[bytes, bytes], float] = {}
         self._given: dict[bytes, tuple[bytes, list[dict[str, Any]]]] = {}
         """Per public key: the last attempt at a task, and the response to it."""
@@ -97,7 +101,7 @@ class Door:
             parts.append(part.get("body", b""))
             size += len(parts[-1])
             more = part.get("more_body", False)
-            if size > LARGEST_BODY:
+            if size > (LARGEST_BODY if signed.key in self._names else STRANGERS_BODY):
                 await _answer(send, 413)
                 return
         if self._replayed(signed):
@@ -169,13 +173,13 @@ class Door:
             return True
         if left:
             self._left[key] = 0
-            whose = key_fingerprint(bytes_to_public_key(key))
-            log.warning("the hospital with key %s uploads more than a reply to its task can be: refused", whose)
+            log.warning("%s uploads more than a reply to its task can be: refused", self._names.get(key))
         return False
 
-    def forget(self, admitted: Iterable[bytes]) -> None:
-        """Keep nothing for keys that are not admitted any more."""
-        for key in (self._given.keys() | self._left.keys()) - set(admitted):
+    def admit(self, names: Mapping[bytes, str]) -> None:
+        """The admitted keys, and whose they are. Nothing is kept for others."""
+        self._names = dict(names)
+        for key in (self._given.keys() | self._left.keys()) - names.keys():
             self._given.pop(key, None)
             self._left.pop(key, None)
 

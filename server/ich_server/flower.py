@@ -290,10 +290,10 @@ class Link:
 
     def _refresh(self) -> None:
         names: dict[int, str] = {}
-        admitted: list[bytes] = []
+        admitted: dict[bytes, str] = {}
         for name, text in self._keys().items():
             key = public_key_to_bytes(cast(Any, load_ssh_public_key(text)))
-            admitted.append(key)
+            admitted[key] = name
             node = self._state.get_node_id_by_public_key(key)
             if node is None:
                 try:
@@ -306,7 +306,7 @@ class Link:
         for node in known - set(names):
             log.warning("%s is not admitted any more", self.names.get(node, f"node {node}"))
             self._state.delete_node(NOOP_FLWR_AID, node)
-        self._door.forget(admitted)
+        self._door.admit(admitted)
         self.names = names
 
     def _online(self) -> list[int]:
