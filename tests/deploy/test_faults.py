@@ -203,18 +203,18 @@ def test_a_study_goes_on_without_a_hospital_that_is_away(tmp_path: Path) -> None
 
 
 def test_a_hospital_that_has_lost_its_key_goes_on_with_another(tmp_path: Path) -> None:
-    """Revoked, a new key made and admitted while the study runs: it misses rounds, and takes part again without a resume."""
+    """Its machine dies, it is revoked, a new key is admitted while the study runs: it takes part again without a resume."""
     with federation(tmp_path, study(tmp_path / "study", hospitals=2)) as made:
         made.serve()
         clients = {name: made.join(name) for name in HOSPITALS}
         made.wait_for_round(1)
-        call(program, "revoke", "south", "--home", made.home)
         clients["south"].kill()
-        clients["south"].wait()
-        for file in (made.folder / "south").glob("south.*"):
-            file.unlink()
         for name in ("east", "north"):
             clients[name].send_signal(signal.SIGSTOP)  # the round under way waits until south is back
+        clients["south"].wait()
+        call(program, "revoke", "south", "--home", made.home)
+        for file in (made.folder / "south").glob("south.*"):
+            file.unlink()
         made.enrol("south")
         made.join("south")
         wait_until(lambda: "connected to" in made.log("south").rpartition("hospital   south")[2])
