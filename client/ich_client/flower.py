@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any, Final, TypeVar, cast
 from uuid import uuid4
@@ -386,7 +387,7 @@ class _Connection:
         try:
             return self._upload(head, tree, objects)
         except _DeniedError as error:
-            log.warning(_TOO_LARGE if error.status == TOO_LARGE else _LATE)
+            log.warning(_TOO_LARGE if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE else _LATE)
             return 0
 
     def _upload(self, head: Message, tree: ObjectTree, objects: dict[str, Any]) -> int:
@@ -437,9 +438,6 @@ class _DeniedError(Exception):
         self.may_pass = found is not None and found.code == ACTIVATION_FAILED
         """Whether it may be for a while only: the client's own earlier connection counts as alive."""
 
-
-TOO_LARGE: Final = 413
-"""HTTP's code for more than the server takes."""
 
 ACTIVATION_FAILED: Final = 2004
 """Flower's code for a key that it does not know or that is connected already."""

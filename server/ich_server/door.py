@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import formatdate
+from http import HTTPStatus
 from typing import Any, Final
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -112,13 +113,13 @@ class Door:
             return {"type": "http.request", "body": parts.pop(0) if parts else b"", "more_body": bool(parts)}
 
         if path == "/v1/fleet/push-messages":
-            if not self._may_upload(signed.key, size + PIECE * _announced(b"".join(parts))):
-                await _answer(send, 413)
+            if refused := self._refused(signed.key, size + PIECE * _announced(b"".join(parts))):
+                await _answer(send, refused)
                 return
             await self._app(scope, again, self._counting(signed.key, send))
             return
-        if path == "/v1/fleet/push-object" and not self._may_upload(signed.key, size):
-            await _answer(send, 413)
+        if path == "/v1/fleet/push-object" and (refused := self._refused(signed.key, size)):
+            await _answer(send, refused)
             return
         if path != "/v1/fleet/pull-messages":
             await self._app(scope, again, send)
@@ -127,9 +128,8 @@ class Door:
             return
         key, attempt = signed.key, headers.get(ATTEMPT.encode(), b"")
         known, response = self._given.get(key, (b"", []))
-        if (
-            known == attempt != b"" and signed.is_fresh
-        ):  # its response was lost: Flower would not give the task out again
+        # its response was lost: Flower would not give the task out again
+        if attempt and known == attempt and signed.is_fresh:
             for part in response:
                 await send(part)
             return
@@ -165,16 +165,18 @@ class Door:
         """A task of so many bytes waits to be fetched: the reply to it may be in proportion."""
         self._tasks[task] = size
 
-    def _may_upload(self, key: bytes, size: int) -> bool:
-        """Whether so many bytes more are still within a reply to the last task; without a task there is none."""
-        left = self._left.get(key, 0)
+    def _refused(self, key: bytes, size: int) -> int:
+        """0, and so many bytes are counted as part of the reply to the last task; or the HTTP status that says why not."""
+        if key not in self._left:  # its task is of before this server's start, or there was none
+            return HTTPStatus.GONE
+        left = self._left[key]
         if size <= left:
             self._left[key] = left - size
-            return True
+            return 0
         if left:
             self._left[key] = 0
             log.warning("%s uploads more than a reply to its task can be: refused", self._names.get(key))
-        return False
+        return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
 
     def admit(self, names: Mapping[bytes, str]) -> None:
         """The admitted keys, and whose they are. Nothing is kept for others."""

@@ -85,6 +85,17 @@ class Place:
         signed = [NodeAuthHttpInterceptor(key, key.public_key())]
         return FleetHttpClient(f"https://{self.address}", interceptors=signed, verify=self.context())
 
+    def newcomer(
+        self, name: str, watch: Callable[[httpx.Request], None] = lambda request: None
+    ) -> tuple[FleetHttpClient, int]:
+        """Flower's own client with a new key, admitted and connected, and its node. `watch`: told of its requests."""
+        self.keys[name] = ec.generate_private_key(ec.SECP384R1())
+        self.link.refresh()
+        fleet = self.fleet(self.keys[name])
+        fleet._client.event_hooks["request"].append(watch)
+        key = public_key_to_bytes(self.keys[name].public_key())
+        return fleet, fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
+
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
@@ -396,11 +407,7 @@ def test_signatures_are_remembered_as_long_as_flower_accepts_them() -> None:
 
 
 def test_a_revoked_key_gets_no_response_that_was_kept_for_it(place: Place) -> None:
-    place.keys["gone"] = ec.generate_private_key(ec.SECP384R1())
-    place.link.refresh()
-    fleet = place.fleet(place.keys["gone"])
-    key = public_key_to_bytes(place.keys["gone"].public_key())
-    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
+    fleet, node = place.newcomer("gone")
     place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="x")])
     fleet._client.headers["ich-attempt"] = "first"
     pull = PullMessagesRequest(node=Node(node_id=node))
@@ -448,12 +455,7 @@ def test_a_request_without_a_signature_is_refused(place: Place) -> None:
 def test_a_signature_is_accepted_once(place: Place) -> None:
     """A request that somebody has recorded, sent again: as it was, and with another content."""
     recorded: list[httpx.Request] = []
-    place.keys["recorded"] = ec.generate_private_key(ec.SECP384R1())
-    place.link.refresh()
-    fleet = place.fleet(place.keys["recorded"])
-    fleet._client.event_hooks["request"].append(recorded.append)
-    key = public_key_to_bytes(place.keys["recorded"].public_key())
-    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
+    _, node = place.newcomer("recorded", recorded.append)
     (first,) = recorded
     with httpx.Client(verify=place.context()) as thief:
         again = thief.post(str(first.url), content=first.content, headers=dict(first.headers))
@@ -466,11 +468,8 @@ def test_a_signature_is_accepted_once(place: Place) -> None:
 
 def test_a_task_whose_response_was_lost_is_given_again(place: Place) -> None:
     """Flower gives a task out once. The same attempt gets the same response; another attempt, nothing more."""
-    place.keys["losing"] = ec.generate_private_key(ec.SECP384R1())
-    place.link.refresh()
-    fleet = place.fleet(place.keys["losing"])
+    fleet, node = place.newcomer("losing")
     key = public_key_to_bytes(place.keys["losing"].public_key())
-    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
     place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="x")])
     pull = PullMessagesRequest(node=Node(node_id=node))
     fleet._client.headers["ich-attempt"] = "first"
@@ -537,73 +536,79 @@ def test_a_reply_that_is_larger_is_refused_and_everybody_is_told(
 
 def test_a_reply_of_endless_pieces_is_refused_when_it_is_announced(place: Place) -> None:
     """A name of 32 bytes costs the server some kilobytes, whether its piece ever comes or not."""
-    fleet = place.fleet(place.keys["east"])
-    key = public_key_to_bytes(place.keys["east"].public_key())
-    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
-    try:
-        place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="x")])
-        (task,) = fleet.PullMessages(PullMessagesRequest(node=Node(node_id=node))).messages_list
-        reply = Message(RecordDict(), reply_to=message_from_proto(task))
-        head = remove_content_from_message(reply)
-        head.metadata.__dict__["_message_id"] = "ab" * 32
-        names = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(door.REPLY_SLACK // door.PIECE)]
-        tree = ObjectTree(object_id="ab" * 32, children=[ObjectTree(object_id=name) for name in names])
-        before = len(place.link.grid._state.object_store)
-        request = PushMessagesRequest(
-            node=Node(node_id=node), messages_list=[message_to_proto(head)], message_object_trees=[tree]
-        )
-        with pytest.raises(httpx.HTTPStatusError, match="413"):
-            fleet.PushMessages(request)
-        assert len(place.link.grid._state.object_store) == before
-    finally:
-        fleet.DeactivateNode(DeactivateNodeRequest(node_id=node))
+    fleet, node = place.newcomer("endless")
+    place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="x")])
+    (task,) = fleet.PullMessages(PullMessagesRequest(node=Node(node_id=node))).messages_list
+    reply = Message(RecordDict(), reply_to=message_from_proto(task))
+    head = remove_content_from_message(reply)
+    head.metadata.__dict__["_message_id"] = "ab" * 32
+    names = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(door.REPLY_SLACK // door.PIECE)]
+    tree = ObjectTree(object_id="ab" * 32, children=[ObjectTree(object_id=name) for name in names])
+    before = len(place.link.grid._state.object_store)
+    request = PushMessagesRequest(
+        node=Node(node_id=node), messages_list=[message_to_proto(head)], message_object_trees=[tree]
+    )
+    with pytest.raises(httpx.HTTPStatusError, match="413"):
+        fleet.PushMessages(request)
+    assert len(place.link.grid._state.object_store) == before
 
 
 def test_without_a_task_nothing_can_be_uploaded(place: Place) -> None:
-    place.keys["idle"] = ec.generate_private_key(ec.SECP384R1())
-    place.link.refresh()
-    fleet = place.fleet(place.keys["idle"])
-    key = public_key_to_bytes(place.keys["idle"].public_key())
-    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
-    with pytest.raises(httpx.HTTPStatusError, match="413"):
+    fleet, node = place.newcomer("idle")
+    with pytest.raises(httpx.HTTPStatusError, match="410"):
         fleet.PushObject(PushObjectRequest(node=Node(node_id=node), object_id="ab" * 32, object_content=b"x"))
+
+
+def test_a_reply_to_a_server_that_began_anew_is_late_and_not_too_large(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = ClientApp()
+
+    @app.query()
+    def answer(message: Message, context: Context) -> Message:
+        place.link._door._left.clear()  # what a new process knows of the task
+        return Message(RecordDict(), reply_to=message)
+
+    joined = Joined(place, "north", app)
+    place.link.grid.push_messages([large(place, "north", "one")])
+    end = time.monotonic() + 20
+    while "the server does not take the reply" not in caplog.text and time.monotonic() < end:
+        time.sleep(0.05)
+    assert joined.end() is None
+    assert "does not take the reply any more: its run has ended" in caplog.text
+    assert "larger" not in caplog.text
 
 
 def test_what_an_exchange_leaves_behind_is_dropped_when_the_next_begins(place: Place) -> None:
     """A task that was not fetched, and a reply of which the last piece never came."""
-    fleet = place.fleet(place.keys["east"])
-    key = public_key_to_bytes(place.keys["east"].public_key())
-    node = fleet.ActivateNode(ActivateNodeRequest(public_key=key, heartbeat_interval=15)).node_id
+    fleet, node = place.newcomer("leaving")
     store = place.link.grid._state.object_store
-    try:
-        place.link.grid.push_messages([large(place, "east", "one")])
-        pull = PullMessagesRequest(node=Node(node_id=node))
-        (task,) = fleet.PullMessages(pull).messages_list
-        reply = Message(RecordDict({"m": ConfigRecord({"b": b"z" * 10**6})}), reply_to=message_from_proto(task))
-        with no_object_id_recompute():
-            reply.metadata.__dict__["_message_id"] = reply.object_id
-            tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
-            head = remove_content_from_message(reply)
-        answer = fleet.PushMessages(
-            PushMessagesRequest(
-                node=Node(node_id=node),
-                messages_list=[message_to_proto(head)],
-                message_object_trees=[tree],
-                clientapp_runtime_list=[0.0],
-            )
+    place.link.grid.push_messages([large(place, "leaving", "one")])
+    pull = PullMessagesRequest(node=Node(node_id=node))
+    (task,) = fleet.PullMessages(pull).messages_list
+    reply = Message(RecordDict({"m": ConfigRecord({"b": b"z" * 10**6})}), reply_to=message_from_proto(task))
+    with no_object_id_recompute():
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        tree, objects = get_object_tree(reply), get_all_nested_objects(reply)
+        head = remove_content_from_message(reply)
+    answer = fleet.PushMessages(
+        PushMessagesRequest(
+            node=Node(node_id=node),
+            messages_list=[message_to_proto(head)],
+            message_object_trees=[tree],
+            clientapp_runtime_list=[0.0],
         )
-        assert set(answer.objects_to_push) == set(objects)
-        for name in set(objects) - {tree.object_id}:
-            piece = {"object_id": name, "session_id": answer.session_id, "object_content": objects[name].deflate()}
-            fleet.PushObject(PushObjectRequest(node=Node(node_id=node), run_id=task.metadata.run_id, **piece))
-        assert place.link.grid.pull_messages([task.metadata.message_id]) == []
-        assert set(objects) <= set(store.store)
-        place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="two")])
-        assert not set(objects) & set(store.store)
-        assert sum(len(entry.content) for entry in store.store.values()) < 2000, "what is there is the new task"
-        assert len(fleet.PullMessages(pull).messages_list) == 1, "which can be fetched"
-    finally:
-        fleet.DeactivateNode(DeactivateNodeRequest(node_id=node))
+    )
+    assert set(answer.objects_to_push) == set(objects)
+    for name in set(objects) - {tree.object_id}:
+        piece = {"object_id": name, "session_id": answer.session_id, "object_content": objects[name].deflate()}
+        fleet.PushObject(PushObjectRequest(node=Node(node_id=node), run_id=task.metadata.run_id, **piece))
+    assert place.link.grid.pull_messages([task.metadata.message_id]) == []
+    assert set(objects) <= set(store.store)
+    place.link.grid.push_messages([Message(RecordDict(), node, STATISTICS, ttl=30.0, group_id="two")])
+    assert not set(objects) & set(store.store)
+    assert sum(len(entry.content) for entry in store.store.values()) < 2000, "what is there is the new task"
+    assert len(fleet.PullMessages(pull).messages_list) == 1, "which can be fetched"
 
 
 def test_whoever_counts_as_connected_fetches_its_tasks(
@@ -736,9 +741,8 @@ def test_an_exception_of_the_app_leaves_no_text(place: Place, tmp_path: Path) ->
 def test_a_clock_that_is_off_is_said(
     place: Place, monkeypatch: pytest.MonkeyPatch, off: float, said: str | None
 ) -> None:
-    monkeypatch.setattr(
-        client, "time", SimpleNamespace(time=lambda: time.time() + off)
-    )  # the server is in this process
+    # of the client alone: the server is in this process
+    monkeypatch.setattr(client, "time", SimpleNamespace(time=lambda: time.time() + off))
     if said is None:
         measured: list[float] = []
         client.check_server(place.server(), threading.Event(), measured.append)
